@@ -1,0 +1,67 @@
+"""From pixels to tokens: CCT's convolutional tokenizer, and what tells the tokens their place."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lsmha.config import ModelConfig
+
+
+class Tokenizer(nn.Module):
+    """Convolutions (no bias), each with ReLU and a 3x3/2 max-pool, (B, C, height, width) -> (B, N, D).
+
+    Stride and padding follow the kernel as in the published code (Hassani et al., arXiv:2104.05704).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        kernel_size = config.kernel_size
+        stride, padding = max(1, kernel_size // 2 - 1), max(1, kernel_size // 2)
+        inner = [config.tokenizer_dim] * (config.num_tokenizer_convs - 1)
+        channels = [config.in_channels, *inner, config.embed_dim]
+        self.conv_layers = nn.Sequential(
+            *(
+                nn.Sequential(
+                    nn.Conv2d(c_in, c_out, kernel_size, stride=stride, padding=padding, bias=False),
+                    nn.ReLU(inplace=True),
+                    nn.MaxPool2d(3, stride=2, padding=1),
+                )
+                for c_in, c_out in pairwise(channels)
+            )
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        # Channels last from the start: the flattened result is the token layout without a copy.
+        grid = self.conv_layers(images.contiguous(memory_format=torch.channels_last))
+        return grid.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def sine_embedding(num_tokens: int, embed_dim: int) -> Tensor:
+    """Fixed sinusoidal embedding (1, num_tokens, embed_dim) of the published CCT code.
+
+    Even channels i hold sin(p / 10000^(2 (i // 2) / embed_dim)) of position p, odd channels the cosine.
+    """
+    position = torch.arange(num_tokens, dtype=torch.float64).unsqueeze(1)
+    channel = torch.arange(embed_dim)
+    angle = position / 10000.0 ** (2 * (channel // 2) / embed_dim)
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float().unsqueeze(0)
+
+
+class PositionalEmbedding(nn.Module):
+    """Adds a learnable, sinusoidal or no embedding to (B, N, D) tokens."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        shape = (1, config.num_tokens, config.embed_dim)
+        if config.positional_embedding == "learnable":
+            self.weight = nn.Parameter(nn.init.trunc_normal_(torch.empty(shape), std=0.2))
+        elif config.positional_embedding == "sine":
+            self.register_buffer("weight", sine_embedding(config.num_tokens, config.embed_dim))
+        else:
+            self.register_parameter("weight", None)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return tokens if self.weight is None else tokens + self.weight

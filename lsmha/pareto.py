@@ -1,0 +1,73 @@
+"""Trade-offs between objectives: which points are worth having, and how much they cover together.
+
+Shapes: n points, m objectives. Computed by `moocore`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import moocore
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Direction = Literal["maximize", "minimize"]
+
+
+def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.bool_]:
+    """Which points no other point dominates, that is, equals or betters in every objective and betters in one.
+
+    Equal points are all on the front or all off it. Points with a NaN or infinite value are never on it, and
+    dominate nothing.
+
+    Args:
+        values: (n, m), one row per point; n may be 0.
+        directions: (m,) which way each objective is better.
+
+    Returns:
+        (n,) booleans.
+
+    Raises:
+        ValueError: `values` is not (n, m) for m >= 1, or `directions` holds an unknown one.
+    """
+    points, maximise = _checked(values, directions)
+    finite = np.isfinite(points).all(axis=1)
+    mask = np.zeros(len(points), dtype=np.bool_)
+    mask[finite] = moocore.is_nondominated(points[finite], maximise=maximise, keep_weakly=True)
+    return mask
+
+
+def hypervolume(values: ArrayLike, directions: Sequence[Direction], reference: Sequence[float]) -> float:
+    """Volume that the points dominate, bounded by a reference point; in the product of the objectives' units.
+
+    Points that are not better than the reference in every objective add nothing, nor do points with a NaN or
+    infinite value.
+
+    Args:
+        values: (n, m), one row per point; n may be 0.
+        directions: (m,) which way each objective is better.
+        reference: (m,) the worst value of interest of each objective.
+
+    Raises:
+        ValueError: As for `pareto_mask`, or `reference` is not m finite numbers.
+    """
+    points, maximise = _checked(values, directions)
+    bound = np.asarray(reference, dtype=np.float64)
+    if bound.shape != points.shape[1:] or not np.isfinite(bound).all():
+        raise ValueError(f"reference must be {points.shape[1]} finite numbers, but got {reference!r}")
+    finite = points[np.isfinite(points).all(axis=1)]
+    return float(moocore.hypervolume(finite, ref=bound, maximise=maximise))
+
+
+def _checked(values: ArrayLike, directions: Sequence[Direction]) -> tuple[NDArray[np.float64], list[bool]]:
+    points = np.asarray(values, dtype=np.float64)
+    unknown = [direction for direction in directions if direction not in get_args(Direction)]
+    if unknown:
+        raise ValueError(f"directions must be of {get_args(Direction)}, but got {unknown[0]!r}")
+    if not directions or points.ndim != 2 or points.shape[1] != len(directions):
+        raise ValueError(
+            "values must have shape (points, objectives) with one direction per objective, "
+            f"but got shape {points.shape} and directions={directions!r}"
+        )
+    return points, [direction == "maximize" for direction in directions]

@@ -1,0 +1,15 @@
+"""Training: one loop for one rank or many, resumable after every epoch."""
+
+from lsmha.training.evaluation import Evaluation, evaluate, predict_logits, score_logits
+from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, train
+
+__all__ = [
+    "DivergenceError",
+    "EpochMetrics",
+    "Evaluation",
+    "Trainer",
+    "evaluate",
+    "predict_logits",
+    "score_logits",
+    "train",
+]

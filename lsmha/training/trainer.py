@@ -1,0 +1,291 @@
+"""One training run, epoch by epoch, on one rank or many."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from lsmha.atomic import atomic_path
+from lsmha.config import ModelConfig, TrainConfig
+from lsmha.data import Augmentation, Dataset
+from lsmha.hardware import supports_bf16
+from lsmha.models import CCT, create_model
+from lsmha.training.evaluation import evaluate
+from lsmha.training.optimization import build_optimizer, learning_rate_at
+
+
+class DivergenceError(RuntimeError):
+    """The loss or the weights are no longer finite."""
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What one epoch did; losses are means per image, in nats."""
+
+    epoch: int
+    """Epochs done, counted from 1."""
+    train_loss: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    """That of the epoch's last step."""
+    seconds: float
+    """Wall time of the epoch, evaluation included."""
+    images_per_s: float
+    """Training images per second over all ranks, evaluation excluded."""
+
+    def asdict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class Trainer:
+    """A training run that can stop after any epoch and go on exactly where it was.
+
+    Everything random in epoch e (data order, dropout, augmentation) is drawn from generators seeded by (seed, e, rank),
+    so model, optimiser and epoch number are the whole state. Where `torch.distributed` is initialised, each rank takes
+    its share of every global batch and gradients are averaged: same batches, same updates as one rank. (Batch norm
+    sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's own share.)
+
+    Raises:
+        ValueError: batch_size exceeds the training images or is not a multiple of the ranks, or the model does not
+            fit the images.
+    """
+
+    def __init__(
+        self, model_config: ModelConfig, train_config: TrainConfig, dataset: Dataset, *, device: torch.device
+    ) -> None:
+        self.model_config, self.config, self.dataset, self.device = model_config, train_config, dataset, device
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if distributed else 0
+        self.world_size = dist.get_world_size() if distributed else 1
+        self._check_fit()
+
+        with _seeded(device, train_config.seed):
+            self.model: CCT = create_model(model_config).to(device)
+        self._replica: nn.Module = self.model
+        if distributed:
+            if device.type == "cuda":
+                self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+            self._replica = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
+        self.optimizer = build_optimizer(self.model, train_config)
+        self._ema = (
+            AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(train_config.ema_decay), use_buffers=True)
+            if train_config.ema_decay
+            else None
+        )
+        self.augment = Augmentation(train_config.augment, dataset.mean, dataset.std, dataset.num_classes)
+        self.autocast_bf16 = train_config.precision == "bf16" or (
+            train_config.precision == "auto" and supports_bf16(device)
+        )
+        self.images, self.labels = _place(dataset, device)
+        self.steps_per_epoch = len(dataset.train) // train_config.batch_size
+        self.epoch = 0
+        self.history: list[EpochMetrics] = []
+
+    @property
+    def evaluated_model(self) -> CCT:
+        """The weights that are evaluated and saved: the moving average where there is one."""
+        return cast(CCT, self._ema.module) if self._ema is not None else self.model
+
+    @property
+    def precision(self) -> str:
+        """`bf16` (autocast) or `fp32`, whichever the run trains in."""
+        return "bf16" if self.autocast_bf16 else "fp32"
+
+    def run_epoch(self) -> EpochMetrics:
+        """Train one epoch and evaluate on the validation split.
+
+        Raises:
+            DivergenceError: The loss became NaN or infinite; the run is of no more use.
+        """
+        started = time.perf_counter()
+        self._replica.train()
+        loss_sum = torch.zeros((), device=self.device)
+        learning_rate = 0.0
+        with _seeded(self.device, self.config.seed, self.epoch + 1, self.rank):
+            for step, batch in enumerate(self._batches()):
+                learning_rate = self._set_learning_rate(self.epoch * self.steps_per_epoch + step)
+                loss_sum += self._train_step(batch)
+        train_loss = self._mean_over_ranks(loss_sum / self.steps_per_epoch)
+        trained = time.perf_counter()
+        if not math.isfinite(train_loss):
+            raise DivergenceError(
+                f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: train_loss is {train_loss} "
+                f"(learning_rate={self.config.learning_rate:g}, optimizer={self.config.optimizer}, "
+                f"precision={self.precision}); lower learning_rate, or set grad_clip_norm or warmup_epochs"
+            )
+        self._share_buffers()
+        validation = evaluate(
+            self.evaluated_model, self.dataset.val, self.dataset, device=self.device, bf16=self.autocast_bf16
+        )
+        if not math.isfinite(validation.loss):
+            raise DivergenceError(
+                f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: val_loss is {validation.loss} "
+                f"(learning_rate={self.config.learning_rate:g})"
+            )
+        self.epoch += 1
+        metrics = EpochMetrics(
+            epoch=self.epoch,
+            train_loss=train_loss,
+            val_loss=validation.loss,
+            val_accuracy=validation.accuracy,
+            learning_rate=learning_rate,
+            seconds=time.perf_counter() - started,
+            images_per_s=self.steps_per_epoch * self.config.batch_size / (trained - started),
+        )
+        self.history.append(metrics)
+        return metrics
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole state, atomically; `load` goes on from it bitwise (on a CPU)."""
+        state = {
+            "recipe": self._recipe(),
+            "epoch": self.epoch,
+            "history": [metrics.asdict() for metrics in self.history],
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self._ema is None else self._ema.state_dict(),
+        }
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take over the state that `save` wrote for the same run.
+
+        Raises:
+            ValueError: It is of another architecture, recipe or seed.
+        """
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        if state["recipe"] != self._recipe():
+            raise ValueError(f"checkpoint {path} is of another run: {state['recipe']} instead of {self._recipe()}")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self._ema is not None:
+            self._ema.load_state_dict(state["ema"])
+        self.epoch = state["epoch"]
+        self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+
+    def _check_fit(self) -> None:
+        batch_size, data, model = self.config.batch_size, self.dataset, self.model_config
+        if batch_size > len(data.train):
+            raise ValueError(f"batch_size <= training images must hold, but got {batch_size} > {len(data.train)}")
+        if batch_size % self.world_size:
+            raise ValueError(
+                f"batch_size must be a multiple of the workers, but got {batch_size} for {self.world_size} workers"
+            )
+        for name in ("img_size", "in_channels", "num_classes"):
+            wanted, got = getattr(data, name), getattr(model, name)
+            if wanted != got:
+                raise ValueError(f"{name} must be {wanted} for data set {data.name}, but got {got}")
+
+    def _recipe(self) -> str:
+        return f"{self.model_config.model_dump_json()} {self.config.model_dump_json()}"
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Indices of this rank's share of each global batch; the order depends on seed and epoch, not on the ranks."""
+        generator = torch.Generator().manual_seed(_mix_seeds(self.config.seed, self.epoch + 1))
+        order = torch.randperm(len(self.dataset.train), generator=generator).to(self.images.device)
+        batch_size = self.config.batch_size
+        for step in range(self.steps_per_epoch):
+            yield order[step * batch_size + self.rank : (step + 1) * batch_size : self.world_size]
+
+    def _train_step(self, batch: Tensor) -> Tensor:
+        images = self.images[batch].to(self.device, non_blocking=True)
+        labels = self.labels[batch].to(self.device, non_blocking=True)
+        inputs, targets = self.augment(images, labels)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_bf16):
+            logits = self._replica(inputs)
+        loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.grad_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip_norm)
+        self.optimizer.step()
+        if self._ema is not None:
+            self._ema.update_parameters(self.model)
+        return loss.detach()
+
+    def _set_learning_rate(self, step: int) -> float:
+        learning_rate = learning_rate_at(
+            step,
+            total_steps=self.config.epochs * self.steps_per_epoch,
+            steps_per_epoch=self.steps_per_epoch,
+            config=self.config,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
+
+    def _mean_over_ranks(self, value: Tensor) -> float:
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return (value / self.world_size).item()
+
+    def _share_buffers(self) -> None:
+        """Give every rank the batch-norm statistics of rank 0, so that all evaluate the same network."""
+        if self.world_size > 1:
+            for buffer in self.evaluated_model.buffers():
+                dist.broadcast(buffer, src=0)
+
+
+def train(
+    model_config: ModelConfig,
+    train_config: TrainConfig,
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    on_epoch_end: Callable[[Trainer, EpochMetrics], None] | None = None,
+    resume_from: str | os.PathLike[str] | None = None,
+) -> Trainer:
+    """Train to the end of the recipe, from the start or from a checkpoint, and return the finished run.
+
+    `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run.
+
+    Raises:
+        ValueError: The settings do not fit the data, or `resume_from` is of another run.
+        DivergenceError: The loss became NaN or infinite.
+    """
+    trainer = Trainer(model_config, train_config, dataset, device=device)
+    if resume_from is not None:
+        trainer.load(resume_from)
+    while trainer.epoch < train_config.epochs:
+        metrics = trainer.run_epoch()
+        if on_epoch_end is not None:
+            on_epoch_end(trainer, metrics)
+    return trainer
+
+
+def _place(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The training images where batches are gathered: on the GPU when a quarter of its free memory holds them."""
+    images, labels = dataset.train.images, dataset.train.labels
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if images.nbytes <= free // 4:
+            return images.to(device), labels.to(device)
+    return images, labels
+
+
+def _mix_seeds(*seeds: int) -> int:
+    """One well-mixed 63-bit seed from several small ones."""
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def _seeded(device: torch.device, *seeds: int) -> Iterator[None]:
+    """Seed torch's global generators for the block and give them back as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(_mix_seeds(*seeds))
+        yield

@@ -1,0 +1,186 @@
+"""The command line: `lsmha-sweep`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from orchestrator.errors import UserError, describe_validation_error
+
+# Typer imports click or brings a copy of it, by version.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="lsmha-sweep",
+    help="Maps how accurate and how fast small hybrid vision transformers can be.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+SpaceArgument = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="The sweep's YAML file.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Replace one setting of the YAML; may be repeated."),
+]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Ray cluster to join. Default: RAY_ADDRESS, else a cluster started on this machine, else a new local one."
+    ),
+]
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep run search_spaces/quickstart.yaml\n\n"
+    "lsmha-sweep run search_spaces/cifar10-small.yaml --set data.path=/data/cifar10 --set search.num_trials=20"
+)
+def run(
+    space: SpaceArgument,
+    out: Annotated[Path | None, typer.Option(help="Run folder, new or empty. Default: runs/<name>.")] = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the space's size, the first proposals and the resource plan.")
+    ] = False,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard with a local cluster.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
+    from orchestrator.run import run_sweep, show_plan
+    from orchestrator.sweep_config import load_sweep_config
+
+    config = load_sweep_config(space, set_)
+    console = Console()
+    if dry_run:
+        show_plan(config, console, address=address)
+        return
+    folder = (out or Path("runs") / config.name).absolute()
+    raise typer.Exit(run_sweep(config, folder, console, address=address, dashboard=dashboard, quiet=quiet))
+
+
+@app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
+def validate(space: SpaceArgument, set_: SetOption = None) -> None:
+    """Check a sweep's YAML and count its configurations, without touching data or cluster."""
+    from orchestrator.stages import build_space
+    from orchestrator.sweep_config import load_sweep_config
+
+    config = load_sweep_config(space, set_)
+    built = build_space(config)
+    size = f"{len(built.points):,} configurations" if built.is_finite else "a continuous space"
+    typer.echo(f"{space}: valid, {size}")
+
+
+@app.command(epilog="Example: lsmha-sweep schema > sweep.schema.json")
+def schema() -> None:
+    """Print the JSON schema of a sweep's YAML, for editors."""
+    from orchestrator.sweep_config import SweepConfig
+
+    typer.echo(json.dumps(SweepConfig.model_json_schema(), indent=2))
+
+
+@app.command(epilog="Example: lsmha-sweep status runs/quickstart")
+def status(run: RunArgument) -> None:
+    """Say how far a run is, while it runs or after."""
+    from orchestrator.status import show_status
+
+    show_status(run, Console())
+
+
+@app.command(epilog="Example: lsmha-sweep front runs/quickstart")
+def front(run: RunArgument) -> None:
+    """Print the Pareto front and the finalists of a run."""
+    from orchestrator.ledger import Ledger
+    from orchestrator.run import show_results
+
+    show_results(Ledger.load(run), Console())
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep train cct_2_3x2_32 --data digits --epochs 5 --out runs/one\n\n"
+    "lsmha-sweep train cct_7_3x1_32 --data cifar100 --workers 4 --gpus 4 --set model.num_heads=64 --out runs/heads64"
+)
+def train(
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Published variant, such as cct_7_3x1_32.")],
+    out: Annotated[Path, typer.Option(help="Folder for weights, curve and test logits; new or empty.")],
+    data: Annotated[str, typer.Option(help="Name of the data set.")] = "digits",
+    data_path: Annotated[str | None, typer.Option(help="Its folder or file.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    workers: Annotated[int, typer.Option(help="Ranks that train together (DDP).")] = 1,
+    cpus: Annotated[int | None, typer.Option(help="CPU cores in all. Default: one for each worker.")] = None,
+    gpus: Annotated[float, typer.Option(help="GPUs in all.")] = 0,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Train and test one network through Ray Train, without a search."""
+    from orchestrator.single import train_one
+
+    settings = {"data.name": data, "train.epochs": epochs, "train.seed": seed}
+    if data_path is not None:
+        settings["data.path"] = data_path
+    resources = {"workers_per_trial": workers, "cpus_per_trial": cpus or workers, "gpus_per_trial": float(gpus)}
+    train_one(
+        variant, out.absolute(), Console(), settings=settings, overrides=set_ or [], resources=resources,
+        address=address, quiet=quiet,
+    )  # fmt: skip
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep latency cct_2_3x2_32\n\n"
+    "lsmha-sweep latency cct_7_3x1_32 --num-heads 1,4,64,256 --batch-sizes 1,128 --device cuda"
+)
+def latency(
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Published variant, such as cct_7_3x1_32.")],
+    num_heads: Annotated[str | None, typer.Option(help="Head counts to compare, such as 1,4,16.")] = None,
+    num_conv_blocks: Annotated[str | None, typer.Option(help="Conv block counts to compare, such as 0,2,4.")] = None,
+    batch_sizes: Annotated[str, typer.Option(help="Batch sizes, such as 1,128.")] = "1",
+    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Measure inference latency of a variant here, in this process; keep the machine idle meanwhile."""
+    from orchestrator.single import show_latencies
+
+    show_latencies(
+        variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
+        settings={"batch_sizes": batch_sizes, "dtype": dtype, "device": device, "threads": threads},
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Entry point: every foreseeable failure is one line on standard error and an exit code of its own."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except ValidationError as error:
+        _fail(describe_validation_error(error), 2)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 130)
+    except Exception as error:
+        if isinstance(error, _UsageError):
+            _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+        # Imported here: run.py brings Ray and torch, which --help does not need.
+        if "orchestrator.run" in sys.modules and isinstance(error, sys.modules["orchestrator.run"].Interrupted):
+            sys.exit(error.exit_code)
+        raise
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

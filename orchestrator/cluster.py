@@ -1,0 +1,145 @@
+"""Joining a Ray cluster or starting a local one, and whether it can hold what a sweep asks for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Read by Ray when it is imported.
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 Tune then prints nothing
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the ledger records trials
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's would turn Ctrl-C into a normal end
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial without a metric fails alone
+os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the durable record, not Tune's state
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import ray
+
+from orchestrator.errors import UserError
+from orchestrator.sweep_config import ResourcesConfig, SweepConfig
+
+WORKER_ENVIRONMENT = {
+    # Big temporaries come back from glibc's own heap instead of from the kernel, page fault by page fault.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
+    "MALLOC_TOP_PAD_": str(1 << 26),
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What a cluster has in all, and what the largest of its nodes has."""
+
+    cpus: int
+    gpus: float
+    node_cpus: int
+    node_gpus: float
+
+
+@contextmanager
+def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacity]:
+    """Join the cluster at `address` (or RAY_ADDRESS, or one started by `ray start --head` here), else start one.
+
+    The job leaves the cluster when the block ends; a cluster started here stops.
+
+    Raises:
+        UserError: There is no cluster at the address.
+    """
+    wanted = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    local: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if wanted == "local" else {}
+    try:
+        ray.init(
+            address=wanted,
+            runtime_env={"env_vars": WORKER_ENVIRONMENT},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            configure_logging=True,
+            **local,
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {reason}") from None
+    try:
+        yield _capacity()
+    finally:
+        ray.shutdown()
+
+
+def concurrent_trials(resources: ResourcesConfig, capacity: Capacity) -> int:
+    """How many trials fit at a time, at least 1, at most `max_concurrent_trials`."""
+    fit = capacity.cpus // resources.cpus_per_trial
+    if resources.gpus_per_trial:
+        fit = min(fit, int(capacity.gpus / resources.gpus_per_trial))
+    return max(1, min(fit, resources.max_concurrent_trials or fit))
+
+
+def check_capacity(config: SweepConfig, capacity: Capacity) -> None:
+    """Refuse what Ray would wait for without end.
+
+    Raises:
+        UserError: A trial, a finalist or a latency measurement asks for more than there is.
+    """
+    check_resources("resources", config.resources, capacity)
+    check_resources("finalists.resources", config.finalist_resources(), capacity)
+    if config.latency.device == "cuda" and capacity.gpus < 1:
+        raise UserError("latency.device: must be cpu or auto on a cluster without GPUs, but got 'cuda'")
+
+
+def check_resources(section: str, resources: ResourcesConfig, capacity: Capacity) -> None:
+    """Refuse one training run that the cluster cannot hold; `section` names the settings in the message.
+
+    Raises:
+        UserError: It asks for more than the cluster has, or one of its workers for more than a node has.
+    """
+    for kind, has, node_has in (
+        ("cpus", capacity.cpus, capacity.node_cpus),
+        ("gpus", capacity.gpus, capacity.node_gpus),
+    ):
+        name = kind.upper()[:-1]
+        wanted = getattr(resources, f"{kind}_per_trial")
+        if wanted > has:
+            raise UserError(
+                f"{section}.{kind}_per_trial: at most the {has:g} {name}(s) of the cluster are allowed, "
+                f"but got {wanted:g}"
+            )
+        per_worker = wanted / resources.workers_per_trial
+        if per_worker > node_has:
+            raise UserError(
+                f"{section}.{kind}_per_trial: one worker can have at most the {node_has:g} {name}(s) of one node, "
+                f"but got {per_worker:g} for each of {resources.workers_per_trial} workers"
+            )
+
+
+def _capacity() -> Capacity:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Capacity(
+        cpus=int(sum(node.get("CPU", 0) for node in nodes)),
+        gpus=sum(node.get("GPU", 0) for node in nodes),
+        node_cpus=int(max((node.get("CPU", 0) for node in nodes), default=0)),
+        node_gpus=max((node.get("GPU", 0) for node in nodes), default=0),
+    )
+
+
+def _running_here() -> str | None:
+    """Address of a cluster that `ray start --head` started on this machine, if it still answers.
+
+    Ray leaves the address file behind when a head crashes, and then waits for that head for a long time.
+    """
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        address = file.read_text().strip()
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=1):
+            return address
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,143 @@
+"""What a user sees while a sweep runs: a live view on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.records import TrialRecord
+from orchestrator.search_space import Point
+
+
+def describe_point(point: Point) -> str:
+    """A point as `depth=4 num_heads=16`, without the dimensions that have no effect."""
+    return " ".join(f"{name}={_short(value)}" for name, value in point.items() if value is not None)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+class Progress:
+    """The state of the current stage, and one plain line for each thing that ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.title = ""
+        self.total = 0
+        self.done = 0
+        self.failed = 0
+        self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
+        self.activity = ""
+        self._stage_started = time.monotonic()
+
+    def stage(self, title: str, total: int) -> None:
+        """A stage of `total` training runs begins."""
+        self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
+        self.running.clear()
+        self._stage_started = time.monotonic()
+        self._line(f"{title}: {total} training runs")
+
+    def measuring(self, done: int, total: int) -> None:
+        """Latency of `done` out of `total` architectures is known."""
+        if done == total:
+            self._line(f"measured the latency of {total} architecture(s)")
+        self.activity = f"measuring latency {done}/{total}" if done < total else ""
+
+    def started(self, run_id: str, point: Point, epochs: int) -> None:
+        """A training run of `epochs` epochs begins."""
+        self.activity = ""
+        self.running[run_id] = (point, epochs, {})
+
+    def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
+        """A training run finished an epoch."""
+        point, epochs, _ = self.running[run_id]
+        self.running[run_id] = (point, epochs, metrics)
+
+    def ended(self, record: TrialRecord) -> None:
+        """A training run ended, well or not."""
+        self.running.pop(record.id, None)
+        if record.completed:
+            self.done += 1
+            test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
+            outcome = f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
+            outcome += f" ({record.seconds:.0f} s)"
+        else:
+            self.failed += 1
+            outcome = f"failed: {record.error}"
+        self._line(f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}")
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds to the end of the stage; None before the first run has ended."""
+        ended = self.done + self.failed
+        if not ended:
+            return None
+        return (time.monotonic() - self._stage_started) / ended * (self.total - ended)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveProgress(Progress):
+    """The live view: bars, running trials, and the front so far."""
+
+    def __init__(self, console: Console, front: Callable[[], RenderableType]) -> None:
+        super().__init__(console)
+        self._front = front
+        self._front_view: RenderableType = Text("")
+        self._bars = Bars(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._bars.add_task("starting", total=None)
+
+    def stage(self, title: str, total: int) -> None:
+        super().stage(title, total)
+        self._bars.reset(self._task, total=total, description=title)
+
+    def ended(self, record: TrialRecord) -> None:
+        super().ended(record)
+        self._bars.update(self._task, completed=self.done + self.failed)
+        self._front_view = self._front()
+
+    def __rich__(self) -> RenderableType:
+        left = self.seconds_left
+        counts = Text(f"{self.done} done, {len(self.running)} running, {self.failed} failed")
+        if left is not None and self.done + self.failed < self.total:
+            counts.append(f", about {timedelta(seconds=round(left))} left")
+        if self.activity:
+            counts.append(f", {self.activity}", style="cyan")
+        running = Table(box=None, padding=(0, 1), show_header=False)
+        for run_id, (point, epochs, metrics) in self.running.items():
+            epoch = f"epoch {metrics.get('epoch', 0)}/{epochs}"
+            accuracy = f"val_accuracy {metrics['val_accuracy']:.4f}" if metrics else ""
+            running.add_row(f"[cyan]{run_id}", describe_point(point), epoch, accuracy)
+        return Group(self._bars, counts, running, self._front_view)
+
+
+@contextmanager
+def sweep_progress(console: Console, front: Callable[[], RenderableType], *, quiet: bool) -> Iterator[Progress]:
+    """The progress that fits the console: live on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        yield Progress(Console(quiet=True))
+    elif not console.is_terminal:
+        yield Progress(console)
+    else:
+        progress = LiveProgress(console, front)
+        # Twice a second: latency is measured while this process draws.
+        with Live(progress, console=console, refresh_per_second=2, transient=True):
+            yield progress
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"

@@ -1,0 +1,254 @@
+"""Tables, the front's plot, and the summary of a run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.hardware import device_name
+from lsmha.pareto import hypervolume
+from orchestrator.ledger import Ledger, objective_values
+from orchestrator.records import TrialRecord
+from orchestrator.sweep_config import SweepConfig
+
+_PACKAGES = ("lsmha-sweep", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow", "kornia", "moocore")
+
+_FORMATS = {
+    "val_accuracy": "{:.4f}",
+    "val_loss": "{:.4f}",
+    "latency_ms": "{:.3f}",
+    "params": "{:,}",
+    "macs": "{:,}",
+    "seconds": "{:.0f}",
+}
+
+
+def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
+    """The front so far, best in the first objective first."""
+    metrics = list(dict.fromkeys([*(o.metric for o in ledger.config.objectives), "params"]))
+    table = Table(title=title, title_justify="left")
+    for name in ("trial", *ledger.config.space, *metrics):
+        table.add_column(name, justify="left" if name == "trial" else "right")
+    for record in ledger.front():
+        point = [_cell(record.point[name]) for name in ledger.config.space]
+        table.add_row(record.id, *point, *(_FORMATS[name].format(getattr(record, name)) for name in metrics))
+    return table
+
+
+def finalists_table(ledger: Ledger) -> Table:
+    """The finalists: mean and standard deviation over the seeds, best validation accuracy first."""
+    table = Table(title="Finalists: mean ± standard deviation over n seeds", title_justify="left")
+    names = ("trial", *ledger.config.space, "n", "epochs", "val_accuracy", "test_accuracy", "latency_ms", "params")
+    for name in names:
+        table.add_column(name, justify="left" if name == "trial" else "right")
+    for row in finalist_summary(ledger):
+        table.add_row(
+            row["trial"],
+            *(_cell(row["point"][name]) for name in ledger.config.space),
+            str(row["n"]),
+            str(row["epochs"]),
+            _spread(row["val_accuracy"], row["val_accuracy_std"]),
+            _spread(row["test_accuracy"], row["test_accuracy_std"]),
+            "" if row["latency_ms"] is None else f"{row['latency_ms']:.3f}",
+            f"{row['params']:,}",
+        )
+    return table
+
+
+def finalist_summary(ledger: Ledger) -> list[dict[str, Any]]:
+    """One row per retrained configuration, over its completed seeds; sorted by mean validation accuracy.
+
+    Standard deviations are of the sample (n - 1), None for n = 1.
+    """
+    runs: dict[str, list[TrialRecord]] = defaultdict(list)
+    for record in ledger.finalists:
+        if record.completed:
+            runs[record.trial].append(record)
+    rows = []
+    for trial, records in runs.items():
+        row: dict[str, Any] = {"trial": trial, "n": len(records), "seeds": sorted(record.seed for record in records)}
+        for name in ("val_accuracy", "test_accuracy"):
+            values = [getattr(record, name) for record in records]
+            row[name] = float(np.mean(values))
+            row[f"{name}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        first = records[0]
+        row |= {"epochs": first.epochs, "latency_ms": first.latency_ms, "params": first.params, "point": first.point}
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row["val_accuracy"])
+
+
+def write_summary(ledger: Ledger, *, complete: bool, wall_seconds: float, dataset: dict[str, Any]) -> None:
+    """Write `summary.json`: what was run, on what, and what came out."""
+    config = ledger.config
+    front = ledger.front()
+    summary = {
+        "name": config.name,
+        "complete": complete,
+        "wall_seconds": round(wall_seconds, 1),
+        "trials": _counts(ledger.trials),
+        "finalist_runs": _counts(ledger.finalists),
+        "objectives": [objective.model_dump() for objective in config.objectives],
+        "front": [record.id for record in front],
+        "hypervolume": front_hypervolume(ledger),
+        "finalists": finalist_summary(ledger),
+        "seeds": {
+            "search": config.seed,
+            "split": config.data.split_seed,
+            "trials": config.train.seed,
+            "finalists": list(config.finalists.seeds),
+        },
+        "dataset": dataset,
+        "hardware": _hardware(),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "git_revision": _git_revision(),
+    }
+    atomic_write_text(ledger.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def front_hypervolume(ledger: Ledger) -> dict[str, Any] | None:
+    """Hypervolume of the front and its reference point: the worst completed trial in each objective.
+
+    None before two trials have been completed.
+    """
+    completed = [record for record in ledger.trials if record.completed]
+    if len(completed) < 2:
+        return None
+    objectives = ledger.config.objectives
+    values = objective_values(completed, objectives)
+    directions = [objective.direction for objective in objectives]
+    reference = [
+        float(column.min() if direction == "maximize" else column.max())
+        for column, direction in zip(values.T, directions, strict=True)
+    ]
+    return {"value": hypervolume(values, directions, reference), "reference": reference}
+
+
+def plot_front(ledger: Ledger, path: Path) -> None:
+    """Scatter of all completed trials over the first two objectives, with the front and the finalists' test spread.
+
+    Writes nothing where there is but one objective or no completed trial.
+    """
+    from matplotlib.figure import Figure
+
+    objectives = ledger.config.objectives
+    completed = [record for record in ledger.trials if record.completed]
+    if len(objectives) < 2 or not completed:
+        return
+    y_metric, x_metric = objectives[0].metric, objectives[1].metric
+    figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    shade = next((name for name in ("num_conv_blocks", "num_heads", "depth") if name in ledger.config.space), None)
+    front = ledger.front()
+    on_front = {record.id for record in front}
+    rest = [record for record in completed if record.id not in on_front]
+    axes.scatter(*_xy(rest, x_metric, y_metric), color="0.75", s=28, label="trials", zorder=2)
+    line = sorted(front, key=lambda record: getattr(record, x_metric))
+    axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
+    if shade and all(isinstance(record.point[shade], int | float) for record in line):
+        colors = [float(record.point[shade] or 0) for record in line]
+        points = axes.scatter(*_xy(line, x_metric, y_metric), c=colors, cmap="viridis", s=58, zorder=3, label="front")
+        figure.colorbar(points, ax=axes, label=shade)
+    else:
+        axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label="front")
+    rows = [row for row in finalist_summary(ledger) if row["latency_ms"] is not None]
+    if rows and (x_metric, y_metric) == ("latency_ms", "val_accuracy"):
+        axes.errorbar(
+            [row["latency_ms"] for row in rows],
+            [row["test_accuracy"] for row in rows],
+            yerr=[row["test_accuracy_std"] or 0 for row in rows],
+            fmt="D",
+            color="C3",
+            ms=5,
+            capsize=3,
+            zorder=4,
+            label="finalists, test accuracy (mean ± std over seeds)",
+        )
+    for record in line:
+        label = _point_label(record, ledger.config)
+        axes.annotate(label, _xy([record], x_metric, y_metric), textcoords="offset points", xytext=(6, -10), fontsize=7)
+    axes.set_xlabel(_axis_label(x_metric))
+    axes.set_ylabel(_axis_label(y_metric))
+    axes.set_title(f"{ledger.config.name}: {len(completed)} trials, {len(front)} on the front", fontsize=11)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="lower right")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary)
+
+
+def _xy(records: list[TrialRecord], x_metric: str, y_metric: str) -> tuple[Any, Any]:
+    xs, ys = ([getattr(record, metric) for record in records] for metric in (x_metric, y_metric))
+    return (xs[0], ys[0]) if len(records) == 1 else (xs, ys)
+
+
+def _point_label(record: TrialRecord, config: SweepConfig) -> str:
+    short = {"num_heads": "h", "depth": "d", "num_conv_blocks": "c", "embed_dim": "w"}
+    return " ".join(
+        f"{short[name]}{record.point[name]}"
+        for name in config.space
+        if name in short and record.point[name] is not None
+    )
+
+
+def _axis_label(metric: str) -> str:
+    return {"latency_ms": "latency per image (ms)", "seconds": "training time (s)"}.get(metric, metric)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _counts(records: list[TrialRecord]) -> dict[str, int]:
+    completed = sum(record.completed for record in records)
+    return {"completed": completed, "failed": len(records) - completed}
+
+
+def _hardware() -> dict[str, Any]:
+    import os
+
+    return {
+        "cpu": device_name(torch.device("cpu")),
+        "cores": os.cpu_count(),
+        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "platform": platform.platform(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def _git_revision() -> str | None:
+    """Revision of the code that runs, with a mark if it has uncommitted changes; None outside a checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        tracked = subprocess.run(
+            ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
+        )
+        if tracked.returncode:
+            return None  # installed into some other project's checkout
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

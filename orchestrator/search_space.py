@@ -1,0 +1,174 @@
+"""The set of configurations a sweep may try: which are valid, which are the same, and which are close."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Container, Mapping
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from lsmha.config import ModelConfig, TrainConfig
+from orchestrator.errors import UserError
+from orchestrator.sweep_config import Dimension, FloatRange, IntRange, Scalar, searchable_fields
+
+MAX_COMBINATIONS = 200_000
+
+Point = dict[str, Scalar | None]
+"""A value for each dimension, in the order of the space; None where the dimension has no effect at this point."""
+
+Key = tuple[Scalar | None, ...]
+"""A point's values: what makes two points the same."""
+
+
+class SearchSpace:
+    """A space over fields of `ModelConfig` and `TrainConfig`, with the structure among them built in.
+
+    The discrete dimensions are enumerated once: combinations that make no valid configuration are left out, and those
+    that differ only in a dimension without effect (the head count of a plain CNN, say) count as one point. A sampler
+    that knows nothing of that proposes freely, and `nearest` moves its proposal to the closest valid point.
+
+    Raises:
+        UserError: No combination is valid, or there are more than `MAX_COMBINATIONS`.
+    """
+
+    def __init__(self, dimensions: Mapping[str, Dimension], model: ModelConfig, train: TrainConfig) -> None:
+        self.dimensions = dict(dimensions)
+        self._base = {ModelConfig: model.model_dump(), TrainConfig: train.model_dump()}
+        self._fields = searchable_fields()
+        self._values = {
+            name: _ordered_values(dimension)
+            for name, dimension in self.dimensions.items()
+            if not isinstance(dimension, FloatRange)
+        }
+        self.points = self._enumerate()
+        """The valid combinations of the discrete dimensions, in grid order; continuous dimensions are not in them."""
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether `points` is the whole space."""
+        return len(self._values) == len(self.dimensions)
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """What Optuna samples. Numbers in a list are searched by rank, so that samplers see their order."""
+        distributions: dict[str, BaseDistribution] = {}
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, FloatRange):
+                distributions[name] = FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+            elif _is_ordered(self._values[name]):
+                distributions[name] = IntDistribution(0, len(self._values[name]) - 1)
+            else:
+                distributions[name] = CategoricalDistribution(list(range(len(self._values[name]))))
+        return distributions
+
+    def decode(self, params: Mapping[str, Any]) -> Point:
+        """The values behind sampled parameters, valid or not."""
+        return {name: self._values[name][value] if name in self._values else value for name, value in params.items()}
+
+    def encode(self, point: Point, *, inactive: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters behind a point; dimensions without effect keep their parameter of `inactive`."""
+        return {
+            name: inactive[name]
+            if value is None
+            else (self._values[name].index(value) if name in self._values else value)
+            for name, value in point.items()
+        }
+
+    def canonical(self, values: Mapping[str, Scalar | None]) -> Point:
+        """The point with None for each dimension that has no effect."""
+        neutral = ModelConfig.neutral_fields({**self._base[ModelConfig], **values})
+        return {name: None if name in neutral else values[name] for name in self.dimensions}
+
+    def build(self, point: Mapping[str, Scalar | None]) -> tuple[ModelConfig, TrainConfig]:
+        """The architecture and recipe of a point.
+
+        Raises:
+            ValueError: They are not valid together.
+        """
+        settings = {kind: dict(base) for kind, base in self._base.items()}
+        for name, value in point.items():
+            if value is not None:
+                settings[self._fields[name]][name] = value
+        model = settings[ModelConfig]
+        model |= ModelConfig.neutral_fields(model)
+        return ModelConfig.model_validate(model), TrainConfig.model_validate(settings[TrainConfig])
+
+    def key(self, point: Point) -> Key:
+        """What tells this point from others."""
+        return tuple(point[name] for name in self.dimensions)
+
+    def nearest(self, point: Point, *, visited: Container[Key], rng: np.random.Generator) -> Point | None:
+        """The valid point closest to `point` that is not in `visited`; None when all are used up.
+
+        Distance counts ranks over the range in ordered dimensions and 0 or 1 in the others; dimensions without effect
+        do not count, and ties fall to chance. Continuous dimensions keep their value.
+        """
+        distance = np.zeros(len(self.points))
+        for column, (name, values) in enumerate(self._values.items()):
+            ranks = self._ranks[:, column]
+            value = point[name]
+            own = float("nan") if value is None else values.index(value)
+            if _is_ordered(values):
+                apart = np.abs(ranks - own) / max(1, len(values) - 1)
+            else:
+                apart = (ranks != own).astype(float)
+                apart[np.isnan(ranks) | np.isnan(own)] = 0
+            distance += np.nan_to_num(apart)
+        for index in np.lexsort((rng.random(len(distance)), distance)):
+            candidate: Point = {**point, **self.points[index]}
+            if self.key(candidate) not in visited:
+                return candidate
+        return None
+
+    @cached_property
+    def _ranks(self) -> np.ndarray:
+        """Rank of each point's value in each discrete dimension, (points, discrete dimensions); NaN without effect."""
+        ranks: dict[str, dict[Scalar | None, float]] = {
+            name: {None: float("nan")} | {value: float(rank) for rank, value in enumerate(values)}
+            for name, values in self._values.items()
+        }
+        rows = [[ranks[name][point[name]] for name in self._values] for point in self.points]
+        return np.array(rows, dtype=float).reshape(len(self.points), len(self._values))
+
+    def _enumerate(self) -> list[Point]:
+        combinations = int(np.prod([len(values) for values in self._values.values()], dtype=float))
+        if combinations > MAX_COMBINATIONS:
+            raise UserError(
+                f"space: at most {MAX_COMBINATIONS:,} combinations of discrete values are allowed, "
+                f"but got {combinations:,}; use fewer choices or a larger step"
+            )
+        # Any continuous value does: no constraint ties one to a discrete dimension, but each must be of its field.
+        filler = {name: d.high for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
+        points: dict[Key, Point] = {}
+        reason = ""
+        for values in itertools.product(*self._values.values()):
+            point = self.canonical({**filler, **dict(zip(self._values, values, strict=True))})
+            key = self.key(point)
+            if key not in points:
+                try:
+                    self.build(point)
+                except ValueError as error:
+                    reason = reason or str(error)
+                    continue
+                points[key] = {name: point[name] for name in self._values}
+        if not points:
+            raise UserError(f"space: must contain a valid configuration, but has none: {_first_reason(reason)}")
+        return list(points.values())
+
+
+def _ordered_values(dimension: list[Scalar] | IntRange) -> list[Scalar]:
+    if isinstance(dimension, IntRange):
+        return list(range(dimension.low, dimension.high + 1, dimension.step))
+    return sorted(dimension) if _is_ordered(dimension) else dimension
+
+
+def _is_ordered(values: list[Scalar]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _first_reason(reason: str) -> str:
+    lines = [line.strip() for line in reason.splitlines() if "Value error" in line]
+    return lines[0].removeprefix("Value error, ").split(" [type=")[0] if lines else " ".join(reason.split())

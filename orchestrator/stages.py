@@ -1,0 +1,216 @@
+"""The stages of a sweep: search the space, then train and test the finalists."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+
+from lsmha.data import Dataset
+from lsmha.models import model_cost
+from orchestrator.cluster import Capacity, concurrent_trials
+from orchestrator.latency_cache import LatencyCache
+from orchestrator.ledger import Ledger
+from orchestrator.progress import Progress
+from orchestrator.records import TrialRecord, finalist_id, trial_id
+from orchestrator.search_space import Point, SearchSpace
+from orchestrator.searcher import JobSearcher, StudySearcher
+from orchestrator.study import Proposal, ProposalStudy
+from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
+from orchestrator.trial import TrialJob
+from orchestrator.tune_run import reuses_actors, run_jobs
+
+
+def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
+    """The search space over the configured base, with the architecture's ends fitted to the data set if given."""
+    fitted = {name: getattr(dataset, name) for name in DATA_DEFINED} if dataset else {}
+    return SearchSpace(config.space, config.model.model_copy(update=fitted), config.train)
+
+
+def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
+    """The study that proposes the sweep's trials."""
+    return ProposalStudy(space, config.search, config.objectives, seed=config.seed)
+
+
+def num_trials(config: SweepConfig, space: SearchSpace) -> int:
+    """Trials that the search will make: its budget, or the whole space where that is smaller."""
+    return min(config.search.num_trials, len(space.points)) if space.is_finite else config.search.num_trials
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A job under way, with what the record needs besides its result."""
+
+    job: TrialJob
+    trial: str
+    point: Point
+    latency_ms: float | None
+
+
+class _Recorder:
+    """Turns the events of jobs into records and progress."""
+
+    def __init__(
+        self, entries: dict[str, _Entry], progress: Progress, *, workers: int, add: Callable[[TrialRecord], None]
+    ) -> None:
+        self._entries, self._progress, self._workers, self._add = entries, progress, workers, add
+
+    def started(self, job_id: str) -> None:
+        entry = self._entries[job_id]
+        self._progress.started(job_id, entry.point, entry.job.train.epochs)
+
+    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
+        self._progress.epoch_ended(job_id, metrics)
+
+    def completed(self, job_id: str, result: dict[str, Any]) -> None:
+        last = result["curve"][-1]
+        self._end(
+            job_id,
+            status="completed",
+            epochs=last["epoch"],
+            seconds=sum(epoch["seconds"] for epoch in result["curve"]),
+            val_accuracy=last["val_accuracy"],
+            val_loss=last["val_loss"],
+            test_accuracy=result.get("test_accuracy"),
+            test_loss=result.get("test_loss"),
+            precision=result["precision"],
+            train_device=result["train_device"],
+            curve=result["curve"],
+        )
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self._end(job_id, status="failed", epochs=0, seconds=0.0, error=reason)
+
+    def _end(self, job_id: str, **outcome: Any) -> None:
+        entry = self._entries.pop(job_id)
+        cost = model_cost(entry.job.model)
+        record = TrialRecord(
+            id=job_id,
+            trial=entry.trial,
+            point=entry.point,
+            seed=entry.job.train.seed,
+            params=cost.params,
+            macs=cost.macs,
+            latency_ms=entry.latency_ms,
+            workers=self._workers,
+            **outcome,
+        )
+        self._add(record)
+        self._progress.ended(record)
+
+
+class Sweep:
+    """One run of the stages over a ledger, on a cluster that Ray is connected to."""
+
+    def __init__(
+        self, config: SweepConfig, dataset: Dataset, ledger: Ledger, capacity: Capacity, progress: Progress
+    ) -> None:
+        self.config, self.ledger, self.capacity, self.progress = config, ledger, capacity, progress
+        self.space = build_space(config, dataset)
+        self._arrays = ray.put(dataset.to_arrays())
+        self._tables_written = time.monotonic()
+
+    def search(self) -> None:
+        """Train the study's proposals, each after its latency was measured."""
+        study = build_study(self.config, self.space)
+        latencies = LatencyCache(
+            self.config.latency,
+            self.capacity,
+            use_gpu=self.config.resources.gpus_per_trial > 0,
+            idle_cpus=self.config.resources.cpus_per_trial if reuses_actors(self.config.resources) else 0,
+            on_measured=self.ledger.add_latency,
+        )
+        entries: dict[str, _Entry] = {}
+        numbers: dict[str, int] = {}
+
+        def make_job(proposal: Proposal) -> TrialJob:
+            run_id = trial_id(proposal.number)
+            job = TrialJob(run_id, proposal.model, proposal.train, self.ledger.checkpoint_path(run_id))
+            entries[run_id] = _Entry(job, run_id, proposal.point, latencies.latency_ms(proposal.model))
+            numbers[run_id] = proposal.number
+            return job
+
+        def add(record: TrialRecord) -> None:
+            study.tell(numbers[record.id], asdict(record) if record.completed else None)
+            self.ledger.add_trial(record)
+            self._write_tables_sometimes()
+
+        total = num_trials(self.config, self.space)
+        resources = self.config.resources
+        recorder = _Recorder(entries, self.progress, workers=resources.workers_per_trial, add=add)
+
+        def fail(proposal: Proposal, reason: str) -> None:
+            make_job(proposal)
+            recorder.failed(trial_id(proposal.number), reason)
+
+        self.progress.stage("search", total)
+        searcher = StudySearcher(
+            study,
+            latencies,
+            num_trials=total,
+            wave_size=self.config.search.wave_size,
+            make_job=make_job,
+            on_measuring=self.progress.measuring,
+            on_unmeasurable=fail,
+        )
+        self._run("search", searcher, recorder, num_jobs=total, resources=resources)
+
+    def train_finalists(self) -> None:
+        """Train the front's configurations at the full budget with every seed, and test each run once."""
+        entries: dict[str, _Entry] = {}
+        jobs = []
+        for record in select_finalists(self.ledger.front(), self.config.finalists.max_finalists):
+            model, train = self.space.build(record.point)
+            for seed in self.config.finalists.seeds:
+                run_id = finalist_id(record.id, seed)
+                recipe = train.model_copy(update={"seed": seed, "epochs": self.config.finalist_epochs()})
+                job = TrialJob(
+                    run_id,
+                    model,
+                    recipe,
+                    self.ledger.checkpoint_path(run_id),
+                    export=self.ledger.finalist_folder(run_id),
+                )
+                entries[run_id] = _Entry(job, record.id, record.point, record.latency_ms)
+                jobs.append(job)
+        self.progress.stage("finalists", len(jobs))
+        if jobs:
+            resources = self.config.finalist_resources()
+            recorder = _Recorder(
+                entries, self.progress, workers=resources.workers_per_trial, add=self.ledger.add_finalist
+            )
+            self._run("finalists", JobSearcher(jobs), recorder, num_jobs=len(jobs), resources=resources)
+
+    def _run(
+        self, name: str, searcher: JobSearcher, recorder: _Recorder, *, num_jobs: int, resources: ResourcesConfig
+    ) -> None:
+        run_jobs(
+            searcher,
+            recorder,
+            name=name,
+            num_jobs=num_jobs,
+            resources=resources,
+            concurrency=concurrent_trials(resources, self.capacity),
+            arrays=self._arrays,
+            storage=self.ledger.folder / "ray",
+        )
+        self.ledger.write_tables()
+
+    def _write_tables_sometimes(self, every_s: float = 5.0) -> None:
+        """Keep the tables of a live run fresh without rewriting them for each of thousands of short trials."""
+        if time.monotonic() - self._tables_written > every_s:
+            self.ledger.write_tables()
+            self._tables_written = time.monotonic()
+
+
+def select_finalists(front: list[TrialRecord], max_finalists: int) -> list[TrialRecord]:
+    """At most `max_finalists` of the front, evenly spread along it, both ends included."""
+    if len(front) <= max_finalists:
+        return front
+    if max_finalists <= 1:
+        return front[:max_finalists]
+    step = (len(front) - 1) / (max_finalists - 1)
+    return [front[round(index * step)] for index in range(max_finalists)]

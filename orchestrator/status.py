@@ -1,0 +1,64 @@
+"""How far a run is, read from its folder by any process that sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.ledger import Ledger
+from orchestrator.progress import describe_point
+from orchestrator.report import front_hypervolume
+
+
+def show_status(folder: Path, console: Console) -> None:
+    """Print the stage, the counts and the best trial of a run.
+
+    Raises:
+        UserError: The folder is not that of a run.
+    """
+    ledger = Ledger.load(folder)
+    lines = [f"{ledger.config.name}: {describe_stage(folder)}"]
+    for title, records, planned in (
+        ("trials", ledger.trials, f"of at most {ledger.config.search.num_trials}"),
+        ("finalist runs", ledger.finalists, ""),
+    ):
+        completed = sum(record.completed for record in records)
+        lines.append(" ".join(f"{title}: {completed} completed, {len(records) - completed} failed {planned}".split()))
+        lines += [f"  {record.id} failed: {record.error}" for record in records if not record.completed]
+    front = ledger.front()
+    if front:
+        objective = ledger.config.objectives[0].metric
+        best = front[0]
+        lines.append(f"best {objective}: {getattr(best, objective):.4g} ({best.id}: {describe_point(best.point)})")
+        volume = front_hypervolume(ledger)
+        lines.append(f"front: {len(front)} configurations" + (f", hypervolume {volume['value']:.4g}" if volume else ""))
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_stage(folder: Path) -> str:
+    """`complete`, `interrupted`, or the stage that is running; a run whose process is gone counts as interrupted."""
+    try:
+        state: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return "not started"
+    if state["stage"] in ("complete", "interrupted"):
+        return state["stage"]
+    where = f"process {state['pid']} on {state['host']}"
+    if state["host"] == socket.gethostname() and not _is_alive(state["pid"]):
+        return f"interrupted in stage {state['stage']} ({where} is gone)"
+    return f"in stage {state['stage']} ({where})"
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,147 @@
+"""Proposals from an Optuna study, each one valid and new."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import TrialState
+
+from lsmha.config import ModelConfig, TrainConfig
+from orchestrator.errors import UserError
+from orchestrator.search_space import Key, Point, SearchSpace
+from orchestrator.sweep_config import ObjectiveConfig, SearchConfig
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One configuration to try."""
+
+    number: int
+    """Its place in the sweep, from 0."""
+    point: Point
+    model: ModelConfig
+    train: TrainConfig
+
+
+class ProposalStudy:
+    """An Optuna study by ask and tell whose proposals are valid, distinct, and end when the space is used up.
+
+    Optuna has no structural constraints and repeats itself in small spaces. So a proposal that is invalid or was made
+    before is told to the study as failed, and the nearest point that is neither takes its place, under its own name:
+    the sampler learns from what was really tried.
+
+    Raises:
+        UserError: A warm-start point is not in the space.
+    """
+
+    def __init__(
+        self, space: SearchSpace, search: SearchConfig, objectives: Sequence[ObjectiveConfig], *, seed: int
+    ) -> None:
+        self.space = space
+        self._metrics = [objective.metric for objective in objectives]
+        self._grid = search.sampler == "grid"
+        self._rng = np.random.default_rng(seed)
+        self._visited: set[Key] = set()
+        self._trials: dict[int, optuna.trial.Trial] = {}
+        self._queue = deque(self._checked_warm_start(search))
+        self._study = optuna.create_study(
+            directions=[objective.direction for objective in objectives],
+            sampler=_build_sampler(search, seed=seed),
+        )
+
+    def ask(self) -> Proposal | None:
+        """The next configuration; None when the space is used up."""
+        if self.space.is_finite and len(self._visited) == len(self.space.points):
+            return None
+        if self._queue or self._grid:
+            point = self._queue.popleft() if self._queue else self._next_of_grid()
+            trial = self._ask_for(point, params=self._params_of(point))
+        else:
+            trial, point = self._ask_sampler()
+        self._visited.add(self.space.key(point))
+        number = len(self._trials)
+        self._trials[number] = trial
+        model, train = self.space.build(point)
+        return Proposal(number, point, model, train)
+
+    def tell(self, number: int, metrics: Mapping[str, Any] | None) -> bool:
+        """Report a proposal's metrics, or None for a failed one. Returns whether it counts as completed.
+
+        A metric that is missing or not finite fails the proposal: Optuna would keep it as running for ever.
+        """
+        values = [(metrics or {}).get(name) for name in self._metrics]
+        complete = all(isinstance(value, int | float) and np.isfinite(value) for value in values)
+        if complete:
+            self._study.tell(self._trials[number], [float(value) for value in values])  # type: ignore[arg-type]
+        else:
+            self._study.tell(self._trials[number], state=TrialState.FAIL)
+        return complete
+
+    def _ask_sampler(self) -> tuple[optuna.trial.Trial, Point]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            trial = self._study.ask(self.space.distributions)
+        proposed = self.space.canonical(self.space.decode(trial.params))
+        point = self.space.nearest(proposed, visited=self._visited, rng=self._rng)
+        assert point is not None, "ask() has seen that points are left"
+        if point == proposed:
+            return trial, point
+        self._study.tell(trial, state=TrialState.FAIL)
+        return self._ask_for(point, params=self.space.encode(point, inactive=trial.params)), point
+
+    def _ask_for(self, point: Point, *, params: dict[str, Any]) -> optuna.trial.Trial:
+        """A study trial at given parameters, around the sampler."""
+        self._study.enqueue_trial(params)
+        trial = self._study.ask(self.space.distributions)
+        assert self.space.canonical(self.space.decode(trial.params)) == point
+        return trial
+
+    def _next_of_grid(self) -> Point:
+        return next(point for point in self.space.points if self.space.key(point) not in self._visited)
+
+    def _params_of(self, point: Point) -> dict[str, Any]:
+        anything = {
+            name: distribution.low if hasattr(distribution, "low") else 0
+            for name, distribution in self.space.distributions.items()
+        }
+        return self.space.encode(point, inactive=anything)
+
+    def _checked_warm_start(self, search: SearchConfig) -> list[Point]:
+        points: dict[Key, Point] = {}
+        for values in search.warm_start:
+            point = self.space.canonical(values)
+            try:
+                self._params_of(point)
+                self.space.build(point)
+            except ValueError:
+                raise UserError(
+                    f"search.warm_start: each point must be valid and in the space, but got {values}"
+                ) from None
+            points[self.space.key(point)] = point
+        return list(points.values())
+
+
+def _build_sampler(search: SearchConfig, *, seed: int) -> BaseSampler:
+    # Optuna's defaults are made for hundreds of trials: in a small sweep a tenth to a quarter explores at first.
+    startup = min(10, max(4, search.num_trials // 4))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        match search.sampler:
+            case "tpe":
+                # The constant liar keeps proposals that run at the same time apart.
+                return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
+            case "nsga2":
+                return NSGAIISampler(seed=seed, population_size=min(50, max(4, search.num_trials // 4)))
+            case "gp":
+                return GPSampler(seed=seed, n_startup_trials=startup)
+            case "random" | "grid":
+                return RandomSampler(seed=seed)

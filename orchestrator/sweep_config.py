@@ -1,0 +1,337 @@
+"""The YAML of a sweep: typed, documented, validated; the source of its JSON schema."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from typing_extensions import Self
+
+from lsmha.config import Config, DataConfig, LatencyConfig, ModelConfig, TrainConfig
+from orchestrator.errors import UserError, describe_validation_error
+
+DATA_DEFINED = ("img_size", "in_channels", "num_classes")
+"""Model fields that follow from the data set and cannot be set or searched."""
+
+Metric = Literal["val_accuracy", "val_loss", "latency_ms", "params", "macs", "seconds"]
+Scalar = bool | int | float | str
+
+
+class IntRange(Config):
+    """Whole numbers from `low` to `high`, both included."""
+
+    low: int
+    """Smallest value."""
+    high: int
+    """Largest value."""
+    step: int = Field(1, ge=1)
+    """Distance between values."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low <= high must hold, but got low={self.low}, high={self.high}")
+        return self
+
+
+class FloatRange(Config):
+    """Real numbers from `low` to `high`."""
+
+    low: float
+    """Smallest value."""
+    high: float
+    """Largest value."""
+    log: bool = False
+    """Search the logarithm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low < high must hold, but got low={self.low}, high={self.high}")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low > 0 must hold with log, but got low={self.low}")
+        return self
+
+
+Choices = Annotated[list[Scalar], Field(min_length=1)]
+
+
+def _kind_of_dimension(value: Any) -> str | None:
+    """Which form a dimension has, so that its errors speak of that form alone."""
+    if isinstance(value, list):
+        return "choices"
+    if isinstance(value, IntRange | FloatRange):
+        return "integers" if isinstance(value, IntRange) else "numbers"
+    if isinstance(value, dict):
+        bounds = (value.get("low"), value.get("high"))
+        return "numbers" if any(isinstance(bound, float) for bound in bounds) or "log" in value else "integers"
+    return None
+
+
+Dimension = Annotated[
+    Annotated[Choices, Tag("choices")] | Annotated[IntRange, Tag("integers")] | Annotated[FloatRange, Tag("numbers")],
+    Discriminator(
+        _kind_of_dimension,
+        custom_error_type="dimension",
+        custom_error_message="must be a list of choices, or a range with low and high",
+    ),
+]
+
+
+class ObjectiveConfig(Config):
+    """One axis of the front."""
+
+    metric: Metric
+    """What to optimise. `params` and `macs` are counts, `latency_ms` is per image, `seconds` is training time."""
+    direction: Literal["maximize", "minimize"]
+    """Which way is better."""
+
+
+class SearchConfig(Config):
+    """How configurations are proposed."""
+
+    sampler: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
+    """Optuna sampler; `grid` goes through the whole space in order."""
+    num_trials: int = Field(20, ge=1)
+    """Configurations to train; the search ends earlier when the space is used up."""
+    warm_start: tuple[dict[str, Scalar], ...] = Field((), strict=False)
+    """Points to try first, each with a value for every dimension of the space."""
+    wave_size: int = Field(8, ge=1)
+    """Proposals whose latency is measured together; the device is idle of training while that goes on."""
+
+
+class ResourcesConfig(Config):
+    """What one trial takes."""
+
+    workers_per_trial: int = Field(1, ge=1)
+    """Ranks of one training run; above 1 they are DDP workers of Ray Train."""
+    cpus_per_trial: int = Field(1, ge=1)
+    """CPU cores of one trial, shared evenly by its workers."""
+    gpus_per_trial: float = Field(0, ge=0)
+    """GPUs of one trial, shared evenly by its workers; a fraction shares a GPU among trials."""
+    max_concurrent_trials: int | None = Field(None, ge=1)
+    """Trials at a time; by default as many as fit."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.cpus_per_trial % self.workers_per_trial:
+            raise ValueError(
+                "cpus_per_trial must be a multiple of workers_per_trial, but got "
+                f"cpus_per_trial={self.cpus_per_trial}, workers_per_trial={self.workers_per_trial}"
+            )
+        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+            raise ValueError(f"gpus_per_trial must be whole or below 1, but got gpus_per_trial={self.gpus_per_trial}")
+        if self.gpus_per_trial and self.workers_per_trial > 1 and self.gpus_per_trial % self.workers_per_trial:
+            raise ValueError(
+                "gpus_per_trial must be a multiple of workers_per_trial, but got "
+                f"gpus_per_trial={self.gpus_per_trial}, workers_per_trial={self.workers_per_trial}"
+            )
+        return self
+
+
+class FinalistsConfig(Config):
+    """The front's configurations trained again, at the full budget, and tested once."""
+
+    max_finalists: int = Field(5, ge=0)
+    """Configurations to retrain, spread evenly along the front; 0 leaves this stage out."""
+    epochs: int | None = Field(None, ge=1)
+    """Epochs of each; by default those of the trials."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, strict=False)
+    """One training run for each configuration and seed."""
+    resources: ResourcesConfig | None = None
+    """What one run takes; by default what a trial does."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"seeds must be distinct, but got {list(seeds)}")
+        return seeds
+
+
+class RunConfig(Config):
+    """What to train on what, and how; common to a single training run and a sweep."""
+
+    data: DataConfig = DataConfig()
+    """Images and their split."""
+    model: ModelConfig = ModelConfig()
+    """Architecture. Image size, channels and labels come from the data."""
+    train: TrainConfig = TrainConfig()
+    """Recipe."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _data_defined(cls, model: Any) -> Any:
+        if isinstance(model, dict):
+            for name in DATA_DEFINED:
+                if name in model:
+                    raise ValueError(f"{name} follows from the data and cannot be set, but got {model[name]!r}")
+        return model
+
+
+class SweepConfig(RunConfig):
+    """A whole sweep. `space` replaces fields of `model` and `train`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    """Name of the sweep; the default run folder is runs/<name>."""
+    seed: int = Field(0, ge=0)
+    """Seed of the search."""
+    space: dict[str, Dimension] = Field(min_length=1)
+    """Fields of `model` and `train` to search: a list of choices, or a range with low and high."""
+    objectives: tuple[ObjectiveConfig, ...] = Field(
+        (
+            ObjectiveConfig(metric="val_accuracy", direction="maximize"),
+            ObjectiveConfig(metric="latency_ms", direction="minimize"),
+        ),
+        min_length=1,
+        strict=False,
+    )
+    """Axes of the front."""
+    search: SearchConfig = SearchConfig()
+    """How configurations are proposed."""
+    latency: LatencyConfig = LatencyConfig()
+    """How latency is measured."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """What one trial takes."""
+    finalists: FinalistsConfig = FinalistsConfig()
+    """What is done with the front."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _distinct(cls, objectives: tuple[ObjectiveConfig, ...]) -> tuple[ObjectiveConfig, ...]:
+        metrics = [objective.metric for objective in objectives]
+        if len(set(metrics)) < len(metrics):
+            raise ValueError(f"each metric may appear once, but got {metrics}")
+        return objectives
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, dimension in self.space.items():
+            check_dimension(name, dimension)
+        if self.search.sampler == "grid":
+            for name, dimension in self.space.items():
+                if isinstance(dimension, FloatRange):
+                    raise ValueError(
+                        f"space.{name}: must be a list or a range of whole numbers for sampler grid, "
+                        f"but got low={dimension.low}, high={dimension.high}"
+                    )
+        for point in self.search.warm_start:
+            if set(point) != set(self.space):
+                raise ValueError(
+                    f"search.warm_start: each point needs exactly the keys {sorted(self.space)}, "
+                    f"but got {sorted(point)}"
+                )
+        return self
+
+    def finalist_resources(self) -> ResourcesConfig:
+        """What one finalist's training run takes."""
+        return self.finalists.resources or self.resources
+
+    def finalist_epochs(self) -> int:
+        """Epochs of a finalist's training run."""
+        return self.finalists.epochs or self.train.epochs
+
+
+def searchable_fields() -> dict[str, type[Config]]:
+    """Names that `space` may use, with the settings they belong to."""
+    model = {name: ModelConfig for name in ModelConfig.model_fields if name not in DATA_DEFINED}
+    train = {name: TrainConfig for name in TrainConfig.model_fields if name not in ("seed", "augment")}
+    return {**model, **train}
+
+
+def check_dimension(name: str, dimension: Dimension) -> None:
+    """Raise ValueError unless each value of the dimension is one that the field takes, and appears once."""
+    fields = searchable_fields()
+    if name not in fields:
+        raise ValueError(f"space: must name fields out of {', '.join(sorted(fields))}, but got {name!r}")
+    values = [dimension.low, dimension.high] if isinstance(dimension, IntRange | FloatRange) else dimension
+    for value in values:
+        try:
+            # The field alone: what several fields must fulfil together is the search space's business.
+            fields[name].__pydantic_validator__.validate_assignment(fields[name].model_construct(), name, value)
+        except ValidationError as error:
+            own = [problem for problem in error.errors() if problem["loc"]]
+            if own:
+                raise ValueError(f"space.{name}: {own[0]['msg'].lower()}, but got {value!r}") from None
+    if isinstance(dimension, list) and len({(type(value), value) for value in dimension}) < len(dimension):
+        raise ValueError(f"space.{name}: each choice may appear once, but got {dimension}")
+
+
+def load_sweep_config(path: Path, overrides: list[str] | None = None) -> SweepConfig:
+    """Read and validate a sweep's YAML (1.2: `1e-3` is a number, `on` a string, duplicate keys an error).
+
+    Args:
+        path: The file.
+        overrides: `a.b=value` settings, values in YAML, applied over the file.
+
+    Raises:
+        UserError: The file cannot be read or is not a valid sweep.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"SPACE.yaml: {path} cannot be read: {reason}") from None
+    content = _parse_yaml(text, source=str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be a mapping with keys such as name, data and space")
+    for override in overrides or []:
+        apply_override(content, override)
+    try:
+        return SweepConfig.model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path}: {describe_validation_error(error)}") from None
+
+
+def dump_yaml(config: SweepConfig, path: Path) -> None:
+    """Write the resolved configuration so that `load_sweep_config` reads the same one."""
+    content = config.model_dump(mode="json")
+    for name in DATA_DEFINED:
+        content["model"].pop(name)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(content, file)
+
+
+def _parse_yaml(text: str, *, source: str) -> Any:
+    if any(token in text for token in ("&", "*")) and _has_alias(text):
+        raise UserError(f"{source}: anchors and aliases are not allowed")
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        problem = getattr(error, "problem", None) or "not valid YAML"
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise UserError(" ".join(f"{source}: {problem}{where}".split())) from None
+
+
+def _has_alias(text: str) -> bool:
+    from ruamel.yaml.events import AliasEvent
+
+    try:
+        return any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text))
+    except YAMLError:
+        return False  # the loader says what is wrong
+
+
+def apply_override(content: dict[str, Any], override: str) -> None:
+    """Set one `a.b=value` (the value in YAML) in nested mappings.
+
+    Raises:
+        UserError: It does not read so, or `a` is not a section.
+    """
+    dotted, separator, text = override.partition("=")
+    keys = dotted.split(".")
+    if not separator or not all(keys):
+        raise UserError(f"--set: must read a.b=value, but got {override!r}")
+    section: Any = content
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            raise UserError(f"--set {override}: {key} is a single value, not a section")
+    section[keys[-1]] = _parse_yaml(text, source=f"--set {override}")

@@ -1,0 +1,184 @@
+"""Augmentation: draws per image, repeatability, and the geometry against a reference of one image at a time."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lsmha.config import AugmentConfig
+from lsmha.data import Augmentation, normalise
+from lsmha.data.augmentation import flip_and_translate
+
+EVERYTHING = {
+    "flip": True,
+    "translate": 2,
+    "randaugment_ops": 2,
+    "random_erasing": 0.5,
+    "mixup_alpha": 0.8,
+    "cutmix_alpha": 1.0,
+}
+SINGLE = [{name: value} for name, value in EVERYTHING.items()]
+NUM_CLASSES = 10
+
+
+def batch(count=32, channels=3, size=32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, channels, size, size), dtype=torch.uint8, generator=generator)
+    return images, torch.randint(0, NUM_CLASSES, (count,), generator=generator)
+
+
+def build(channels=3, **settings):
+    return Augmentation(AugmentConfig(**settings), (0.5,) * channels, (0.25,) * channels, NUM_CLASSES)
+
+
+def test_normalise_is_the_textbook_formula():
+    images, _ = batch()
+    mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
+    expected = (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(normalise(images, mean, std), expected)
+
+
+def test_normalise_after_inference_still_serves_training():
+    images, _ = batch(2)
+    with torch.inference_mode():
+        normalise(images, (0.123,) * 3, (0.456,) * 3)
+    weight = torch.ones(1, requires_grad=True)
+    (normalise(images, (0.123,) * 3, (0.456,) * 3) * weight).sum().backward()
+    assert weight.grad is not None
+
+
+def test_no_op_equals_normalise():
+    images, labels = batch()
+    inputs, targets = build()(images, labels)
+    assert torch.equal(inputs, normalise(images, (0.5,) * 3, (0.25,) * 3))
+    assert torch.equal(targets, labels)
+
+
+@pytest.mark.parametrize("limit", [0, 3, 40])
+def test_flip_and_translate_equal_a_reference_per_image(limit):
+    images, _ = batch(count=16, size=8)
+    flips = torch.rand(16) < 0.5
+    shifts = torch.randint(-limit, limit + 1, (16, 2))
+    result = flip_and_translate(images, flips, shifts, limit)
+    for image, flip, (down, right), moved in zip(images, flips, shifts.tolist(), result, strict=True):
+        source = image.flip(-1) if flip else image
+        expected = torch.zeros_like(image)
+        for y in range(8):
+            for x in range(8):
+                if 0 <= y - down < 8 and 0 <= x - right < 8:
+                    expected[:, y, x] = source[:, y - down, x - right]
+        assert torch.equal(moved, expected)
+
+
+def test_flips_and_shifts_are_drawn_over_their_whole_range():
+    image = torch.zeros(1, 1, 9, 9, dtype=torch.uint8)
+    image[0, 0, 4, 3] = 255
+    images = image.expand(2000, -1, -1, -1)
+    inputs, _ = build(channels=1, flip=True, translate=2)(images, torch.zeros(2000, dtype=torch.int64))
+    where = (inputs[:, 0] > 0).nonzero()
+    assert len(where) == 2000
+    assert where[:, 1].unique().tolist() == [2, 3, 4, 5, 6]
+    assert where[:, 2].unique().tolist() == [1, 2, 3, 4, 5, 6, 7]
+    flipped, _ = build(channels=1, flip=True)(images, torch.zeros(2000, dtype=torch.int64))
+    share = (flipped[:, 0, 4, 5] > 0).float().mean()
+    assert 0.45 < share < 0.55
+
+
+@pytest.mark.parametrize("settings", SINGLE, ids=lambda settings: next(iter(settings)))
+def test_parameters_differ_between_equal_images(settings):
+    images, labels = batch(count=2)
+    images, labels = images[:1].repeat(64, 1, 1, 1), torch.arange(64) % NUM_CLASSES
+    if "mixup_alpha" in settings or "cutmix_alpha" in settings:
+        images = torch.stack([images[0], 255 - images[0]]).repeat(32, 1, 1, 1)
+    inputs, _ = build(**settings)(images, labels)
+    assert len(inputs.unique(dim=0)) >= (2 if "flip" in settings else 8)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 8)])
+@pytest.mark.parametrize("settings", [EVERYTHING, *SINGLE], ids=lambda settings: "-".join(settings))
+def test_shapes_and_repeatability(settings, channels, size):
+    images, labels = batch(channels=channels, size=size)
+    before = images.clone()
+    augment = build(channels, **settings)
+    torch.manual_seed(1)
+    inputs, targets = augment(images, labels)
+    torch.manual_seed(1)
+    again = build(channels, **settings)(images, labels)
+    assert torch.equal(inputs, again[0])
+    assert torch.equal(targets, again[1])
+    assert not torch.equal(inputs, augment(images, labels)[0])
+    assert torch.equal(images, before)
+    assert inputs.shape == images.shape
+    assert inputs.dtype == torch.float32
+    assert inputs.isfinite().all()
+    if "mixup_alpha" in settings or "cutmix_alpha" in settings:
+        assert targets.shape == (len(labels), NUM_CLASSES)
+        torch.testing.assert_close(targets.sum(1), torch.ones(len(labels)))
+        assert (targets >= 0).all()
+    else:
+        assert torch.equal(targets, labels)
+
+
+@pytest.mark.parametrize("name", ["mixup_alpha", "cutmix_alpha"])
+def test_soft_targets_are_the_shares_of_the_mixed_images(name):
+    # Image i is constant with a level of its own, so the mixture's weights can be read off its pixels.
+    levels = torch.tensor([0, 255], dtype=torch.uint8)
+    images = levels.view(2, 1, 1, 1).repeat(16, 1, 32, 32)
+    labels = torch.tensor([0, 1]).repeat(16)
+    inputs, targets = Augmentation(AugmentConfig(**{name: 1.0}), (0.0,), (1.0,), 2)(images, labels)
+    torch.testing.assert_close(inputs.mean((1, 2, 3)), targets[:, 1], atol=1e-5, rtol=0)
+    assert targets[:, 1].std() > 0.05
+
+
+def test_mixup_and_cutmix_take_turns():
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).repeat(8, 1, 16, 16)
+    augment = Augmentation(AugmentConfig(mixup_alpha=1.0, cutmix_alpha=1.0), (0.0,), (1.0,), 2)
+    kinds = set()
+    for _ in range(20):
+        inputs, _ = augment(images, torch.tensor([0, 1]).repeat(8))
+        # Within a mixed-up image all pixels are equal; within cut-and-mixed ones, each is 0 or 1.
+        kinds.add("mixup" if torch.equal(inputs.amin((1, 2, 3)), inputs.amax((1, 2, 3))) else "cutmix")
+    assert kinds == {"mixup", "cutmix"}
+
+
+def test_random_erasing_fills_a_part_of_some_images_with_the_mean():
+    images = torch.full((400, 3, 32, 32), 255, dtype=torch.uint8)
+    inputs, _ = build(random_erasing=0.25)(images, torch.zeros(400, dtype=torch.int64))
+    erased = (inputs == 0).all(1)
+    assert 0.15 < erased.any((1, 2)).float().mean() < 0.35
+    assert erased.float().mean((1, 2)).max() < 0.5
+
+
+def test_randaugment_grows_with_its_magnitude():
+    from lsmha.data.randaugment import RandAugment
+
+    images = torch.nn.functional.interpolate(batch(count=256, size=4)[0], size=32, mode="bilinear")
+    unchanged = []
+    distances = []
+    for magnitude in (0, 5, 15, 30):
+        torch.manual_seed(0)
+        changed = RandAugment(1, magnitude)(images)
+        difference = (changed.float() - images.float()).abs().mean((1, 2, 3))
+        unchanged.append((difference < 1).float().mean().item())
+        distances.append(difference.mean().item())
+    # Of 15 operations only auto_contrast, equalize and invert have no strength.
+    assert unchanged[0] > 0.7
+    assert distances == sorted(distances)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_tiny_batches(count):
+    images, labels = batch(count=count)
+    for settings in (EVERYTHING, *SINGLE):
+        inputs, _ = build(**settings)(images, labels)
+        assert inputs.shape == images.shape
+
+
+def test_flip_and_translate_do_not_import_kornia():
+    code = (
+        "import sys; from lsmha.config import AugmentConfig; from lsmha.data import Augmentation;"
+        "Augmentation(AugmentConfig(flip=True, translate=2, mixup_alpha=1.0), (0.5,), (0.5,), 10);"
+        "sys.exit('kornia' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
