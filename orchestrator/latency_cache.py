@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
@@ -17,10 +16,10 @@ from orchestrator.cluster import Capacity
 
 
 class LatencyCache:
-    """Measured latencies by architecture; `start` and `poll` fill it, `latency_ms` looks up.
+    """Measured latencies by architecture; `measure` fills it, `latency_ms` looks up.
 
-    Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or the CPUs of the largest node
-    (one task at a time). It runs when they are free; start it when no trial is running.
+    Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or all CPUs of the largest node.
+    It runs when they are free; measure when no trial is running, nor one of Tune's idle actors holds them.
     """
 
     def __init__(
@@ -29,22 +28,13 @@ class LatencyCache:
         capacity: Capacity,
         *,
         use_gpu: bool,
-        idle_cpus: int = 0,
         on_measured: Callable[[str, list[dict[str, Any]]], None],
     ) -> None:
         self._config = config
         self._use_gpu = use_gpu if config.device == "auto" else config.device == "cuda"
-        if self._use_gpu:
-            whole_device = {"num_gpus": 1, "num_cpus": 0}
-            self._at_a_time = max(1, int(capacity.gpus))
-        else:
-            # An idle actor that Tune keeps for the next trial holds `idle_cpus`, and computes nothing.
-            whole_device = {"num_cpus": max(0, capacity.node_cpus - idle_cpus)}
-            self._at_a_time = 1
+        whole_device = {"num_gpus": 1, "num_cpus": 0} if self._use_gpu else {"num_cpus": capacity.node_cpus}
         self._task = ray.remote(_measure).options(max_retries=1, name="latency", **whole_device)
         self._on_measured = on_measured
-        self._waiting: deque[ModelConfig] = deque()
-        self._pending: dict[ray.ObjectRef, ModelConfig] = {}
         self._latency_ms: dict[ModelConfig, float] = {}
         self._errors: dict[ModelConfig, str] = {}
 
@@ -60,24 +50,19 @@ class LatencyCache:
         """Why an architecture could not be measured, in one line."""
         return self._errors.get(_architecture(model))
 
-    def start(self, models: Iterable[ModelConfig]) -> int:
-        """Queue those not yet known, without waiting for them. Returns how many."""
+    def measure(self, models: Iterable[ModelConfig], *, on_progress: Callable[[int, int], None]) -> None:
+        """Measure those not yet known; blocks. `on_progress` gets the number done and the number to do."""
         wanted = dict.fromkeys(_architecture(model) for model in models if not self.knows(model))
-        self._waiting += wanted
-        return len(wanted)
-
-    def poll(self) -> int:
-        """Collect what has been measured, submit what waits, and return how many are still to come."""
-        done, _ = (
-            ray.wait(list(self._pending), num_returns=len(self._pending), timeout=0) if self._pending else ([], [])
-        )
-        for task in done:
-            self._collect(self._pending.pop(task), task)
-        while self._waiting and len(self._pending) < self._at_a_time:
-            model = self._waiting.popleft()
-            task = self._task.remote(model.model_dump_json(), self._config.model_dump_json(), self._use_gpu)
-            self._pending[task] = model
-        return len(self._waiting) + len(self._pending)
+        pending = {
+            self._task.remote(model.model_dump_json(), self._config.model_dump_json(), self._use_gpu): model
+            for model in wanted
+        }
+        while pending:
+            on_progress(len(wanted) - len(pending), len(wanted))
+            (done,), _ = ray.wait(list(pending), num_returns=1)
+            self._collect(pending.pop(done), done)
+        if wanted:
+            on_progress(len(wanted), len(wanted))
 
     def _collect(self, model: ModelConfig, task: ray.ObjectRef) -> None:
         try:

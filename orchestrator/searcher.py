@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from ray.tune.search import Searcher
 
+from lsmha.config import ModelConfig
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.trial import TrialJob
@@ -40,10 +41,11 @@ class JobSearcher(Searcher):
 
 
 class StudySearcher(JobSearcher):
-    """Gives Tune the study's proposals, each with its latency known before it trains.
+    """Gives Tune the study's proposals whose latency is known; a search is a few Tune runs with one such searcher.
 
-    Latency wants the device alone, so it is measured in waves: when a proposal of unknown latency comes up, no trial is
-    started until the running ones have ended; then a wave of proposals is drawn and measured, and training goes on.
+    Latency wants the device alone, so it is measured in waves, between Tune runs: `next_wave` draws the proposals whose
+    architectures are to be measured, and a Tune run goes on until the next proposal of unknown latency. Tune can't wait
+    inside a run: its loop stands still while a searcher has nothing to give, and idle actors keep their resources.
     """
 
     def __init__(
@@ -54,57 +56,45 @@ class StudySearcher(JobSearcher):
         num_trials: int,
         wave_size: int,
         make_job: Callable[[Proposal], TrialJob],
-        on_measuring: Callable[[int, int], None],
         on_unmeasurable: Callable[[Proposal, str], None],
     ) -> None:
         super().__init__([])
         self._study = study
         self._latencies = latencies
-        self._left = num_trials
         self._wave_size = wave_size
         self._make_job = make_job
-        self._on_measuring = on_measuring
-        self._to_measure = 0
         self._on_unmeasurable = on_unmeasurable
         self._held: deque[Proposal] = deque()
-        self._running: set[str] = set()
+        self._undrawn = num_trials
+
+    @property
+    def left(self) -> int:
+        """Trials to come, unless the space is used up before."""
+        return len(self._held) + self._undrawn
+
+    def next_wave(self) -> list[ModelConfig]:
+        """Draw the next wave if there is none, and return its architectures, measured or not; empty at the end."""
+        while len(self._held) < self._wave_size and self._draw():
+            pass
+        return [proposal.model for proposal in self._held]
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next job; None while it has to wait, and then Tune asks again."""
         while self._held or self._draw():
-            proposal = self._held[0]
-            if not self._latencies.knows(proposal.model):
-                # Never block here: Tune's loop must go on for the ended trials' actors to leave the device.
-                self._measure()
-                return None
-            self._held.popleft()
+            if not self._latencies.knows(self._held[0].model):
+                return _FINISHED  # of this Tune run
+            proposal = self._held.popleft()
             reason = self._latencies.error(proposal.model)
             if reason is None:
-                self._running.add(trial_id)
                 return {"job": self._make_job(proposal).to_dict()}
             self._on_unmeasurable(proposal, reason)
         return _FINISHED
 
-    def _measure(self) -> None:
-        """Go on with the wave's measurement; begin it once no trial is running."""
-        if not self._to_measure and not self._running:
-            while len(self._held) < self._wave_size and self._draw():
-                pass
-            self._to_measure = self._latencies.start(proposal.model for proposal in self._held)
-        if self._to_measure:
-            left = self._latencies.poll()
-            self._on_measuring(self._to_measure - left, self._to_measure)
-            if not left:
-                self._to_measure = 0
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        self._running.discard(trial_id)
-
     def _draw(self) -> bool:
         """Hold one more proposal; False when the budget or the space is used up."""
-        proposal = self._study.ask() if self._left else None
+        proposal = self._study.ask() if self._undrawn else None
         if proposal is None:
+            self._undrawn = 0
             return False
-        self._left -= 1
+        self._undrawn -= 1
         self._held.append(proposal)
         return True

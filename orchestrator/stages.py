@@ -21,7 +21,7 @@ from orchestrator.searcher import JobSearcher, StudySearcher
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
 from orchestrator.trial import TrialJob
-from orchestrator.tune_run import reuses_actors, run_jobs
+from orchestrator.tune_run import run_jobs
 
 
 def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
@@ -120,7 +120,6 @@ class Sweep:
             self.config.latency,
             self.capacity,
             use_gpu=self.config.resources.gpus_per_trial > 0,
-            idle_cpus=self.config.resources.cpus_per_trial if reuses_actors(self.config.resources) else 0,
             on_measured=self.ledger.add_latency,
         )
         entries: dict[str, _Entry] = {}
@@ -153,10 +152,13 @@ class Sweep:
             num_trials=total,
             wave_size=self.config.search.wave_size,
             make_job=make_job,
-            on_measuring=self.progress.measuring,
             on_unmeasurable=fail,
         )
-        self._run("search", searcher, recorder, num_jobs=total, resources=resources)
+        wave = 0
+        while architectures := searcher.next_wave():
+            latencies.measure(architectures, on_progress=self.progress.measuring)
+            self._run(f"search-{wave}", searcher, recorder, num_jobs=searcher.left, resources=resources)
+            wave += 1
 
     def train_finalists(self) -> None:
         """Train the front's configurations at the full budget with every seed, and test each run once."""

@@ -50,7 +50,8 @@ def run_jobs(
             search_alg=searcher,
             num_samples=num_jobs,
             max_concurrent_trials=concurrency,
-            reuse_actors=reuses_actors(resources),
+            # A reused actor has imported torch already. DDP trials only wait in theirs.
+            reuse_actors=resources.workers_per_trial == 1,
             trial_name_creator=_job_id,
             trial_dirname_creator=_job_id,
         ),
@@ -63,15 +64,6 @@ def run_jobs(
         ),
     )
     tuner.fit()
-
-
-def reuses_actors(resources: ResourcesConfig) -> bool:
-    """Whether trials follow each other in one process, which has imported torch already.
-
-    Tune then keeps an idle actor with its resources between trials. On GPUs, where trials are long, that would keep
-    latency measurements from claiming a whole one; and DDP trials only wait in theirs.
-    """
-    return resources.workers_per_trial == 1 and not resources.gpus_per_trial
 
 
 class _EventCallback(tune.Callback):

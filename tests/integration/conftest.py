@@ -1,0 +1,79 @@
+"""A Ray cluster for the module's sweeps to join, and the command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+TINY = {
+    "name": "tiny",
+    "data": {"name": "digits", "max_train_images": 200},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0},
+    "train": {"epochs": 1, "batch_size": 50},
+    "space": {"num_heads": [1, 4], "depth": [1, 2]},
+    "search": {"num_trials": 4, "wave_size": 2},
+    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0},
+    "finalists": {"max_finalists": 2, "seeds": [0]},
+}
+"""A sweep of seconds: four configurations, of which at most two are finalists."""
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+SpaceFile = Callable[..., Path]
+
+
+def run_cli(
+    *arguments: Any, env: Mapping[str, str | None] | None = None, timeout: float = 100
+) -> subprocess.CompletedProcess[str]:
+    """Run `lsmha-sweep` in a process of its own; `env` adds to the environment, or removes where None."""
+    variables = {**os.environ, "RAY_ADDRESS": None, **(env or {})}
+    return subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli", *map(str, arguments)],
+        env={name: value for name, value in variables.items() if value is not None},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def alone() -> Cli:
+    """`lsmha-sweep` with no cluster to join, unless `env` or an option names one."""
+    return run_cli
+
+
+@pytest.fixture
+def cli(address: str) -> Cli:
+    """`lsmha-sweep` with the session's cluster to join."""
+    return lambda *arguments, **options: run_cli(*arguments, env={"RAY_ADDRESS": address}, **options)
+
+
+@pytest.fixture(scope="session")
+def space_file() -> SpaceFile:
+    """Writes TINY, with the sections given replaced, as a sweep's YAML into a folder."""
+
+    def write(folder: Path, **sections: Any) -> Path:
+        path = folder / "space.yaml"
+        with path.open("w") as file:
+            YAML(typ="safe", pure=True).dump({**TINY, **sections}, file)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def address() -> Iterator[str]:
+    """Address of a cluster of 2 CPUs that this process keeps for all tests of the session."""
+    import orchestrator.cluster  # noqa: F401  # sets what Ray reads when it is imported
+
+    import ray  # isort: skip
+
+    context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    yield context.address_info["gcs_address"]
+    ray.shutdown()

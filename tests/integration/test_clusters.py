@@ -1,0 +1,97 @@
+"""Joining a cluster that `ray start` started: by option, by environment, by finding it; and what is no cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+SpaceFile = Callable[..., Path]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[dict[str, str]]:
+    """A cluster of 3 CPUs: its address and its folder for temporary files, where the address is on file.
+
+    It runs in the foreground of its own process: `ray stop` would stop every cluster of this machine.
+    """
+    folder = tempfile.mkdtemp(prefix="r")  # short: Ray's socket paths in it are limited to 107 bytes
+    address = f"127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3",
+               "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--include-dashboard=false",
+               "--disable-usage-stats"]  # fmt: skip
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "RAY_TMPDIR": folder},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, seconds=60)
+        yield {"address": address, "folder": folder}
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("how", ["option", "environment", "found"])
+def test_a_running_cluster_is_joined(
+    head: dict[str, str], how: str, alone: Cli, space_file: SpaceFile, tmp_path: Path
+) -> None:
+    option = ["--address", head["address"]] if how == "option" else []
+    environment = {
+        "option": {},
+        "environment": {"RAY_ADDRESS": head["address"]},
+        "found": {"RAY_TMPDIR": head["folder"]},
+    }[how]
+    result = alone("run", space_file(tmp_path), "--dry-run", *option, env=environment)
+    assert result.returncode == 0, result.stderr
+    assert "on 3 CPU(s)" in result.stdout
+
+
+def test_a_sweep_leaves_the_cluster_that_it_joined_running(
+    head: dict[str, str], alone: Cli, space_file: SpaceFile, tmp_path: Path
+) -> None:
+    spec = space_file(tmp_path, space={"num_heads": [4]}, finalists={"max_finalists": 0})
+    for name in ("first", "second"):
+        result = alone("run", spec, "--out", tmp_path / name, "--address", head["address"])
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert (tmp_path / name / "summary.json").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://"])
+def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path, address: str) -> None:
+    result = alone("run", space_file(tmp_path), "--out", tmp_path / "run", "--address", address)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: --address: ")
+    assert address in line
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,98 @@
+"""Trained models on disk: exact weights, and what they were trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_data import ALL_AUGMENTATION, tiny_model, tiny_recipe
+
+from lsmha.config import ModelConfig, TrainConfig
+from lsmha.data import Dataset
+from lsmha.models import CCT
+from lsmha.models.saved import load_model, save_model
+from lsmha.training import Trainer, predict_logits, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"positional_embedding": "sine"},
+        {"num_conv_blocks": 1, "conv_kind": "depthwise"},
+        {"num_conv_blocks": 2, "conv_kind": "residual", "num_heads": 1},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_loaded_model_gives_exactly_the_same_logits(
+    settings: dict[str, Any], ema_decay: float | None, tiny: Dataset, tmp_path: Path
+) -> None:
+    trainer = train(
+        tiny_model(drop_path=0.2, attn_drop=0.2, **settings), tiny_recipe(ema_decay=ema_decay), tiny, device=CPU
+    )
+    model = trainer.evaluated_model
+    save_model(model, tmp_path / "model", dataset=tiny, train_config=trainer.config)
+    loaded = load_model(tmp_path / "model")
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert torch.equal(
+        predict_logits(loaded, tiny.test.images, tiny, device=CPU),
+        predict_logits(model, tiny.test.images, tiny, device=CPU),
+    )
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_config_says_how_to_build_train_and_feed(tiny: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(augment=ALL_AUGMENTATION, ema_decay=0.5)
+    trainer = Trainer(tiny_model(), recipe, tiny, device=CPU)
+    save_model(trainer.evaluated_model, tmp_path, dataset=tiny, train_config=recipe)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    text = (tmp_path / "config.json").read_text(encoding="utf-8")
+    assert text.endswith("}\n")
+    config = json.loads(text)
+    assert sorted(config) == ["data", "model", "train"]
+    assert ModelConfig.model_validate(config["model"]) == tiny_model()
+    assert TrainConfig.model_validate(config["train"]) == recipe
+    assert config["data"] == {
+        "name": "tiny",
+        "class_names": ["a", "b", "c"],
+        "mean": list(tiny.mean),
+        "std": list(tiny.std),
+        "test_fingerprint": tiny.fingerprint,
+    }
+
+
+def test_saving_again_replaces(tiny: Dataset, tmp_path: Path) -> None:
+    for settings in ({}, {"embed_dim": 16}):
+        save_model(CCT(tiny_model(**settings)), tmp_path, dataset=tiny, train_config=tiny_recipe())
+    assert load_model(tmp_path).config.embed_dim == 16
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("settings", [{"embed_dim": 16}, {"depth": 3}, {"depth": 1}, {"num_conv_blocks": 1}], ids=str)
+def test_weights_that_do_not_fit_are_refused(settings: dict[str, Any], tiny: Dataset, tmp_path: Path) -> None:
+    save_model(CCT(tiny_model()), tmp_path, dataset=tiny, train_config=tiny_recipe())
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["model"] |= settings
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"model\.safetensors does not fit config\.json") as raised:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_absent_file_is_an_os_error(name: str, tiny: Dataset, tmp_path: Path) -> None:
+    save_model(CCT(tiny_model()), tmp_path, dataset=tiny, train_config=tiny_recipe())
+    (tmp_path / name).unlink()
+    with pytest.raises(OSError, match=name):
+        load_model(tmp_path)

@@ -1,0 +1,193 @@
+"""Proposals: valid, distinct, reproducible, and honest about what failed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+
+from lsmha.config import ModelConfig, TrainConfig
+from lsmha.models import model_cost
+from orchestrator.errors import UserError
+from orchestrator.search_space import SearchSpace
+from orchestrator.stages import build_space
+from orchestrator.study import Proposal, ProposalStudy
+from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig, load_sweep_config
+
+PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
+BASE = ModelConfig(embed_dim=16, depth=2, num_heads=1)
+SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
+OBJECTIVES = (
+    ObjectiveConfig(metric="val_accuracy", direction="maximize"),
+    ObjectiveConfig(metric="latency_ms", direction="minimize"),
+)
+
+
+def study_of(dimensions: dict[str, Any], *, objectives=OBJECTIVES, seed: int = 0, **search: Any) -> ProposalStudy:
+    return ProposalStudy(SearchSpace(dimensions, BASE, TrainConfig()), SearchConfig(**search), objectives, seed=seed)
+
+
+def metrics_of(proposal: Proposal) -> dict[str, float]:
+    """Synthetic results with a trade-off between both objectives."""
+    model = proposal.model
+    return {
+        "val_accuracy": 0.5 + 0.04 * model.depth - 0.02 * model.num_conv_blocks - 0.001 * model.num_heads,
+        "latency_ms": 1.0 + 0.5 * model.depth - 0.3 * model.num_conv_blocks + 0.01 * model.num_heads,
+    }
+
+
+def run(study: ProposalStudy, count: int) -> list[Proposal]:
+    proposals = []
+    while len(proposals) < count and (proposal := study.ask()) is not None:
+        study.tell(proposal.number, metrics_of(proposal))
+        proposals.append(proposal)
+    return proposals
+
+
+def architectures(proposals: list[Proposal]) -> list[tuple[ModelConfig, TrainConfig]]:
+    return [(proposal.model.canonical(), proposal.train) for proposal in proposals]
+
+
+@pytest.fixture(scope="module")
+def pareto_space() -> SearchSpace:
+    return build_space(load_sweep_config(PARETO))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
+def test_proposals_are_valid_and_distinct(pareto_space: SearchSpace, sampler: str) -> None:
+    search = SearchConfig(sampler=sampler, num_trials=120)
+    proposals = run(ProposalStudy(pareto_space, search, OBJECTIVES, seed=0), 120)
+    assert [proposal.number for proposal in proposals] == list(range(120))
+    assert len(set(architectures(proposals))) == 120
+    for proposal in proposals:
+        model = ModelConfig.model_validate(proposal.model.model_dump())
+        assert model.canonical() == pareto_space.build(proposal.point)[0].canonical()
+        assert model_cost(model).params > 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_used_up_space_ends_the_search(sampler: str) -> None:
+    # Head counts 1, 2, 4 without conv blocks, the same with one, and one plain CNN; 3 divides nothing.
+    study = study_of({"num_heads": [1, 2, 3], "num_conv_blocks": [0, 1, 2]}, sampler=sampler, num_trials=20)
+    assert len(study.space.points) == 5
+    proposals = run(study, 20)
+    assert len(set(architectures(proposals))) == len(proposals) == 5
+    assert study.ask() is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_six_points_one_after_another_without_results(sampler: str) -> None:
+    study = study_of({"num_heads": [1, 2, 4], "depth": [1, 2]}, sampler=sampler, num_trials=6)
+    proposals = [study.ask() for _ in range(6)]
+    assert None not in proposals
+    assert len(set(architectures(proposals))) == 6
+    assert study.ask() is None
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_continuous_dimension(sampler: str) -> None:
+    dimensions = {
+        "learning_rate": FloatRange(low=1e-4, high=1e-2, log=True),
+        "num_heads": [1, 3],
+        "depth": IntRange(low=1, high=2),
+    }
+    proposals = run(study_of(dimensions, sampler=sampler, num_trials=14), 14)
+    rates = [proposal.train.learning_rate for proposal in proposals]
+    assert len(set(architectures(proposals))) == 14
+    assert all(1e-4 <= rate <= 1e-2 for rate in rates)
+    assert len(set(rates)) > 7
+    assert {proposal.model.num_heads for proposal in proposals} == {1}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_warm_start_comes_first_and_once(sampler: str) -> None:
+    points = ({"num_heads": 4, "depth": 2}, {"num_heads": 1, "depth": 1}, {"num_heads": 4, "depth": 2})
+    study = study_of({"num_heads": [1, 2, 4], "depth": [1, 2]}, sampler=sampler, num_trials=6, warm_start=points)
+    proposals = run(study, 10)
+    assert [proposal.point for proposal in proposals[:2]] == list(points[:2])
+    assert len(set(architectures(proposals))) == len(proposals) == 6
+
+
+def test_warm_start_in_a_continuous_space() -> None:
+    point = {"learning_rate": 1e-3, "num_heads": 2}
+    study = study_of({"learning_rate": FloatRange(low=1e-4, high=1e-2), "num_heads": [1, 2]}, warm_start=(point,))
+    assert study.ask().point == point
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        {"num_heads": 8, "learning_rate": 1e-3},
+        {"num_heads": 3, "learning_rate": 1e-3},
+        {"num_heads": 1, "learning_rate": 1.0},
+        {"num_heads": "1", "learning_rate": 1e-3},
+    ],
+)
+def test_warm_start_outside_the_space_is_refused(point: dict[str, Any]) -> None:
+    dimensions = {"num_heads": [1, 2, 3], "learning_rate": FloatRange(low=1e-4, high=1e-2)}
+    with pytest.raises(UserError, match=r"search\.warm_start"):
+        study_of(dimensions, warm_start=(point,))
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        None,
+        {},
+        {"val_accuracy": 0.99},
+        {"val_accuracy": 0.99, "latency_ms": None},
+        {"val_accuracy": 0.99, "latency_ms": "0.1"},
+        {"val_accuracy": 0.99, "latency_ms": float("-inf")},
+        {"val_accuracy": float("nan"), "latency_ms": 0.1},
+        {"val_accuracy": float("inf"), "latency_ms": 0.1},
+    ],
+)
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "grid"])
+def test_a_result_that_is_no_result_counts_as_failed(sampler: str, result: dict[str, Any] | None) -> None:
+    study = study_of({"num_heads": [1, 2, 4, 8], "depth": [1, 2, 3]}, sampler=sampler, num_trials=12)
+    failed = study.ask()
+    assert study.tell(failed.number, result) is False
+    completed = [study.ask() for _ in range(8)]
+    assert all(study.tell(proposal.number, metrics_of(proposal)) for proposal in completed)
+    inner = study._study
+    assert inner.best_trials
+    assert all(trial.state is TrialState.COMPLETE for trial in inner.best_trials)
+    assert all(trial.values != [0.99, 0.1] for trial in inner.best_trials)
+    states = [trial.state for trial in inner.trials]
+    assert TrialState.RUNNING not in states
+    assert states.count(TrialState.COMPLETE) == 8
+
+
+def test_all_failed_and_still_going() -> None:
+    study = study_of({"num_heads": [1, 2, 4], "depth": [1, 2]}, num_trials=6)
+    for _ in range(6):
+        study.tell(study.ask().number, None)
+    assert study.ask() is None
+    assert {trial.state for trial in study._study.trials} == {TrialState.FAIL}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_one_objective(sampler: str) -> None:
+    study = study_of({"num_heads": [1, 2, 4], "depth": [1, 2]}, objectives=OBJECTIVES[:1], sampler=sampler)
+    assert len(run(study, 10)) == 6
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random"])
+def test_same_seed_same_proposals(pareto_space: SearchSpace, sampler: str) -> None:
+    def points(seed: int) -> list[dict[str, Any]]:
+        study = ProposalStudy(pareto_space, SearchConfig(sampler=sampler, num_trials=30), OBJECTIVES, seed=seed)
+        return [proposal.point for proposal in run(study, 25)]
+
+    first = points(1)
+    assert points(1) == first
+    assert points(2) != first
+
+
+def test_same_seed_same_proposals_of_gp() -> None:
+    def points() -> list[dict[str, Any]]:
+        study = study_of({"num_heads": [1, 2, 4, 8], "depth": IntRange(low=1, high=5)}, sampler="gp", num_trials=10)
+        return [proposal.point for proposal in run(study, 8)]
+
+    assert points() == points()

@@ -1,0 +1,78 @@
+"""Logits of a network over a split, their scores, and the test logits on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_data import tiny_dataset, tiny_model
+
+from lsmha.data import Dataset, normalise
+from lsmha.models import CCT
+from lsmha.training import evaluation, predict_logits, score_logits
+from lsmha.training.logits import load_test_logits, save_test_logits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+
+
+def _model() -> CCT:
+    torch.manual_seed(0)
+    return CCT(tiny_model(drop_path=0.5, attn_drop=0.5))
+
+
+def test_score_is_mean_cross_entropy_and_accuracy() -> None:
+    logits = torch.log(torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.25, 0.25], [0.1, 0.3, 0.6]]))
+    loss, accuracy = score_logits(logits, torch.tensor([0, 1, 2]))
+    assert loss == pytest.approx(-(math.log(0.7) + math.log(0.25) + math.log(0.6)) / 3)
+    assert accuracy == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30, 500])
+def test_logits_do_not_depend_on_the_batches(batch_size: int, tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = _model()
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", batch_size)
+    logits = predict_logits(model.train(), tiny.test.images, tiny, device=CPU)
+    with torch.no_grad():  # in eval mode: no dropout
+        expected = model.eval()(normalise(tiny.test.images, tiny.mean, tiny.std))
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
+
+
+def test_no_images_have_no_logits(tiny: Dataset) -> None:
+    assert predict_logits(_model(), tiny.test.images[:0], tiny, device=CPU).shape == (0, 3)
+
+
+def test_bf16_logits_are_float32_and_close(tiny: Dataset) -> None:
+    exact, autocast = (
+        predict_logits(_model(), tiny.test.images, tiny, device=CPU, bf16=bf16) for bf16 in (False, True)
+    )
+    assert exact.dtype == autocast.dtype == torch.float32
+    assert 0.0 < (exact - autocast).abs().max().item() < 0.05
+
+
+def test_test_logits_round_trip_with_labels_and_fingerprint(tiny: Dataset, tmp_path: Path) -> None:
+    model = _model()
+    score = save_test_logits(model, tmp_path / "trial", dataset=tiny, device=CPU)
+    stored = load_test_logits(tmp_path / "trial")
+    assert torch.equal(stored.logits, predict_logits(model, tiny.test.images, tiny, device=CPU))
+    assert torch.equal(stored.labels, tiny.test.labels)
+    assert stored.labels.dtype == torch.int64
+    assert stored.fingerprint == tiny.fingerprint
+    assert score_logits(stored.logits, stored.labels) == score
+    assert len(list((tmp_path / "trial").iterdir())) == 1
+
+
+def test_logits_of_another_test_set_have_another_fingerprint(tiny: Dataset, tmp_path: Path) -> None:
+    model = _model()
+    for seed in (0, 1):
+        save_test_logits(model, tmp_path / str(seed), dataset=tiny_dataset(seed=seed), device=CPU)
+    fingerprints = [load_test_logits(tmp_path / str(seed)).fingerprint for seed in (0, 1)]
+    assert fingerprints[0] == tiny.fingerprint != fingerprints[1]
+
+
+def test_absent_logits_are_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="test_logits"):
+        load_test_logits(tmp_path)
