@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -82,9 +82,9 @@ def validate(space: SpaceArgument, set_: SetOption = None) -> None:
 @app.command(epilog="Example: lsmha-sweep schema > sweep.schema.json")
 def schema() -> None:
     """Print the JSON schema of a sweep's YAML, for editors."""
-    from orchestrator.sweep_config import SweepConfig
+    from orchestrator.sweep_config import sweep_schema
 
-    typer.echo(json.dumps(SweepConfig.model_json_schema(), indent=2))
+    typer.echo(json.dumps(sweep_schema(), indent=2))
 
 
 @app.command(epilog="Example: lsmha-sweep status runs/quickstart")
@@ -169,12 +169,23 @@ def main() -> None:
         _fail("interrupted", 130)
     except Exception as error:
         if isinstance(error, _UsageError):
-            _fail(" ".join(error.format_message().split()), 2)  # type: ignore[attr-defined]
+            _fail(_describe_usage_error(error), 2)
         # Imported here: run.py brings Ray and torch, which --help does not need.
         if "orchestrator.run" in sys.modules and isinstance(error, sys.modules["orchestrator.run"].Interrupted):
             sys.exit(error.exit_code)
         raise
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _describe_usage_error(error: Any) -> str:
+    """Typer's message on one line, with the value that it leaves out for numbers."""
+    message = " ".join(error.format_message().split())
+    for option in getattr(getattr(error, "param", None), "opts", ()):
+        if option in sys.argv[:-1]:
+            value = sys.argv[sys.argv.index(option) + 1]
+            if value not in message:
+                return f"{message}, but got {value!r}"
+    return message
 
 
 def _fail(message: str, code: int) -> None:

@@ -48,6 +48,8 @@ def run_sweep(
     check_new_folder(folder)
     build_space(config)
     dataset = load_data(config.data, console, quiet=quiet)
+    space = build_space(config, dataset)
+    study = build_study(config, space)
     _check_batches(config, dataset)
     with connect(address, dashboard=dashboard) as capacity:
         check_capacity(config, capacity)
@@ -60,9 +62,9 @@ def run_sweep(
                 interrupts_as_exceptions(),
                 sweep_progress(console, lambda: front_table(ledger, title="Front so far"), quiet=quiet) as progress,
             ):
-                sweep = Sweep(config, dataset, ledger, capacity, progress)
+                sweep = Sweep(config, space, dataset, ledger, capacity, progress)
                 _mark(folder, "search")
-                sweep.search()
+                sweep.search(study)
                 _mark(folder, "finalists")
                 sweep.train_finalists()
             complete = True
@@ -79,9 +81,8 @@ def run_sweep(
         show_results(ledger, console)
         console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     if interrupted is not None:
-        total = num_trials(config, sweep.space)
         console.print(
-            f"interrupted by {interrupted}: {len(ledger.trials)} of {total} trials and "
+            f"interrupted by {interrupted}: {len(ledger.trials)} of {num_trials(config, space)} trials and "
             f"{len(ledger.finalists)} finalist runs are recorded",
             highlight=False,
             soft_wrap=True,
@@ -100,10 +101,10 @@ def show_plan(config: SweepConfig, console: Console, *, address: str | None, pro
     dataset = load_data(config.data, console, quiet=False)
     _check_batches(config, dataset)
     space = build_space(config, dataset)
+    study = build_study(config, space)
     with connect(address) as capacity:
         check_capacity(config, capacity)
         _print_plan(config, space, dataset, capacity, console)
-    study = build_study(config, space)
     shown = [proposal for proposal in (study.ask() for _ in range(proposals)) if proposal]
     console.print("first proposals:")
     for proposal in shown:

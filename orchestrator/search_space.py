@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Container, Mapping
 from functools import cached_property
 from typing import Any
@@ -38,11 +39,9 @@ class SearchSpace:
         self.dimensions = dict(dimensions)
         self._base = {ModelConfig: model.model_dump(), TrainConfig: train.model_dump()}
         self._fields = searchable_fields()
-        self._values = {
-            name: _ordered_values(dimension)
-            for name, dimension in self.dimensions.items()
-            if not isinstance(dimension, FloatRange)
-        }
+        discrete = {name: d for name, d in self.dimensions.items() if not isinstance(d, FloatRange)}
+        self._check_size(discrete)
+        self._values = {name: _ordered_values(dimension) for name, dimension in discrete.items()}
         self.points = self._enumerate()
         """The valid combinations of the discrete dimensions, in grid order; continuous dimensions are not in them."""
 
@@ -69,13 +68,23 @@ class SearchSpace:
         return {name: self._values[name][value] if name in self._values else value for name, value in params.items()}
 
     def encode(self, point: Point, *, inactive: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters behind a point; dimensions without effect keep their parameter of `inactive`."""
-        return {
-            name: inactive[name]
-            if value is None
-            else (self._values[name].index(value) if name in self._values else value)
-            for name, value in point.items()
-        }
+        """The parameters behind a point; dimensions without effect keep their parameter of `inactive`.
+
+        Raises:
+            ValueError: A value is not in the space.
+        """
+        params: dict[str, Any] = {}
+        for name, value in point.items():
+            dimension = self.dimensions[name]
+            if value is None:
+                params[name] = inactive[name]
+            elif isinstance(dimension, FloatRange):
+                if isinstance(value, str) or not dimension.low <= value <= dimension.high:
+                    raise ValueError(f"{name} must lie in {dimension.low}..{dimension.high}, but got {value!r}")
+                params[name] = value
+            else:
+                params[name] = self._values[name].index(value)
+        return params
 
     def canonical(self, values: Mapping[str, Scalar | None]) -> Point:
         """The point with None for each dimension that has no effect."""
@@ -123,6 +132,16 @@ class SearchSpace:
                 return candidate
         return None
 
+    def redraw_continuous(self, point: Point, *, rng: np.random.Generator) -> Point:
+        """The point with its continuous dimensions drawn anew, uniformly (in the logarithm where that is searched)."""
+        drawn: Point = {}
+        for name, dimension in self.dimensions.items():
+            if isinstance(dimension, FloatRange) and point[name] is not None:
+                low, high = dimension.low, dimension.high
+                value = np.exp(rng.uniform(np.log(low), np.log(high))) if dimension.log else rng.uniform(low, high)
+                drawn[name] = min(max(float(value), low), high)
+        return {**point, **drawn}
+
     @cached_property
     def _ranks(self) -> np.ndarray:
         """Rank of each point's value in each discrete dimension, (points, discrete dimensions); NaN without effect."""
@@ -133,13 +152,18 @@ class SearchSpace:
         rows = [[ranks[name][point[name]] for name in self._values] for point in self.points]
         return np.array(rows, dtype=float).reshape(len(self.points), len(self._values))
 
-    def _enumerate(self) -> list[Point]:
-        combinations = int(np.prod([len(values) for values in self._values.values()], dtype=float))
+    @staticmethod
+    def _check_size(discrete: Mapping[str, list[Scalar] | IntRange]) -> None:
+        combinations = math.prod(
+            (d.high - d.low) // d.step + 1 if isinstance(d, IntRange) else len(d) for d in discrete.values()
+        )
         if combinations > MAX_COMBINATIONS:
             raise UserError(
                 f"space: at most {MAX_COMBINATIONS:,} combinations of discrete values are allowed, "
                 f"but got {combinations:,}; use fewer choices or a larger step"
             )
+
+    def _enumerate(self) -> list[Point]:
         # Any continuous value does: no constraint ties one to a discrete dimension, but each must be of its field.
         filler = {name: d.high for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
         points: dict[Key, Point] = {}

@@ -106,16 +106,21 @@ class Sweep:
     """One run of the stages over a ledger, on a cluster that Ray is connected to."""
 
     def __init__(
-        self, config: SweepConfig, dataset: Dataset, ledger: Ledger, capacity: Capacity, progress: Progress
+        self,
+        config: SweepConfig,
+        space: SearchSpace,
+        dataset: Dataset,
+        ledger: Ledger,
+        capacity: Capacity,
+        progress: Progress,
     ) -> None:
-        self.config, self.ledger, self.capacity, self.progress = config, ledger, capacity, progress
-        self.space = build_space(config, dataset)
+        self.config, self.space, self.ledger = config, space, ledger
+        self.capacity, self.progress = capacity, progress
         self._arrays = ray.put(dataset.to_arrays())
         self._tables_written = time.monotonic()
 
-    def search(self) -> None:
+    def search(self, study: ProposalStudy) -> None:
         """Train the study's proposals, each after its latency was measured."""
-        study = build_study(self.config, self.space)
         latencies = LatencyCache(
             self.config.latency,
             self.capacity,

@@ -91,8 +91,11 @@ class ProposalStudy:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask(self.space.distributions)
         proposed = self.space.canonical(self.space.decode(trial.params))
-        point = self.space.nearest(proposed, visited=self._visited, rng=self._rng)
-        assert point is not None, "ask() has seen that points are left"
+        target = proposed
+        # A finite space has points left, or ask() had ended. With continuous dimensions a sampler may insist on values
+        # at which every discrete point was visited; others are as good.
+        while (point := self.space.nearest(target, visited=self._visited, rng=self._rng)) is None:
+            target = self.space.redraw_continuous(target, rng=self._rng)
         if point == proposed:
             return trial, point
         self._study.tell(trial, state=TrialState.FAIL)

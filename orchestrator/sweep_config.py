@@ -235,6 +235,14 @@ class SweepConfig(RunConfig):
         return self.finalists.epochs or self.train.epochs
 
 
+def sweep_schema() -> dict[str, Any]:
+    """JSON schema of a sweep's YAML, for editors."""
+    schema = SweepConfig.model_json_schema()
+    dimension = schema["properties"]["space"]["additionalProperties"]
+    dimension["anyOf"] = dimension.pop("oneOf")  # {low: 1, high: 3} reads as a range of either kind of number
+    return schema
+
+
 def searchable_fields() -> dict[str, type[Config]]:
     """Names that `space` may use, with the settings they belong to."""
     model = {name: ModelConfig for name in ModelConfig.model_fields if name not in DATA_DEFINED}
@@ -300,7 +308,7 @@ def dump_yaml(config: SweepConfig, path: Path) -> None:
 
 def _parse_yaml(text: str, *, source: str) -> Any:
     if any(token in text for token in ("&", "*")) and _has_alias(text):
-        raise UserError(f"{source}: anchors and aliases are not allowed")
+        raise UserError(f"{source}: aliases are not allowed")
     try:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:

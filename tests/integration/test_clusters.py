@@ -19,7 +19,12 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
 
 
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+"""Cluster and sweeps without a token: which one a machine has on file is none of these tests' business."""
+
+
 def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -45,7 +50,7 @@ def head() -> Iterator[dict[str, str]]:
                "--disable-usage-stats"]  # fmt: skip
     process = subprocess.Popen(
         command,
-        env={**os.environ, "RAY_TMPDIR": folder},
+        env={**os.environ, **NO_TOKEN, "RAY_TMPDIR": folder},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
@@ -72,7 +77,7 @@ def test_a_running_cluster_is_joined(
         "environment": {"RAY_ADDRESS": head["address"]},
         "found": {"RAY_TMPDIR": head["folder"]},
     }[how]
-    result = alone("run", space_file(tmp_path), "--dry-run", *option, env=environment)
+    result = alone("run", space_file(tmp_path), "--dry-run", *option, env=NO_TOKEN | environment)
     assert result.returncode == 0, result.stderr
     assert "on 3 CPU(s)" in result.stdout
 
@@ -82,14 +87,14 @@ def test_a_sweep_leaves_the_cluster_that_it_joined_running(
 ) -> None:
     spec = space_file(tmp_path, space={"num_heads": [4]}, finalists={"max_finalists": 0})
     for name in ("first", "second"):
-        result = alone("run", spec, "--out", tmp_path / name, "--address", head["address"])
+        result = alone("run", spec, "--out", tmp_path / name, "--address", head["address"], env=NO_TOKEN)
         assert result.returncode == 0, result.stdout + result.stderr
         assert (tmp_path / name / "summary.json").exists()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://"])
 def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path, address: str) -> None:
-    result = alone("run", space_file(tmp_path), "--out", tmp_path / "run", "--address", address)
+    result = alone("run", space_file(tmp_path), "--out", tmp_path / "run", "--address", address, env=NO_TOKEN)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith("error: --address: ")

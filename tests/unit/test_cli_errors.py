@@ -1,4 +1,4 @@
-"""What a user gets wrong: exit code 2, one line that names the field, the value and what is allowed, nothing written."""
+"""What a user gets wrong: exit code 2, one line with the field, the value and what is allowed, nothing written."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ MINIMAL = HEAD + SPACE
 
 
 @pytest.fixture
-def refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., str]:
-    """Runs a command that must be refused without a trace, and returns its one line."""
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused without a trace and before Ray starts, and returns its one line."""
 
     def run(*arguments: Any) -> str:
         before = snapshot(tmp_path)
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
         monkeypatch.setattr("sys.argv", ["lsmha-sweep", *map(str, arguments)])
         with pytest.raises(SystemExit) as exit:
             main()
@@ -61,7 +60,7 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (SPACE, ("name", "required")),
         (HEAD, ("space", "required")),
         (MINIMAL + "name: b", ("duplicate key", "name", "line 3")),
-        ("name: a\nspace: {num_heads: &h [1], depth: *h}", ("anchors and aliases",)),
+        ("name: a\nspace: {num_heads: &h [1], depth: *h}", ("aliases are not allowed",)),
         ("", ("must be a mapping",)),
         ("- name: a", ("must be a mapping",)),
         # types
@@ -103,7 +102,10 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (SPACE + "name: ../x", ("name", "pattern", "'../x'")),
         (SPACE + "name: /tmp/x", ("name", "pattern", "'/tmp/x'")),
         # objectives and search
-        (MINIMAL + "objectives: [{metric: speed, direction: minimize}]", ("objectives.0.metric", "'latency_ms'", "speed")),
+        (
+            MINIMAL + "objectives: [{metric: speed, direction: minimize}]",
+            ("objectives.0.metric", "'latency_ms'", "speed"),
+        ),
         (MINIMAL + "objectives: [{metric: params, direction: down}]", ("objectives.0.direction", "'minimize'", "down")),
         (
             MINIMAL + "objectives: [{metric: params, direction: minimize}, {metric: params, direction: maximize}]",

@@ -104,7 +104,10 @@ def test_front_has_no_failed_trial(ledger: Ledger) -> None:
 
 
 def test_front_is_sorted_by_the_first_objective(tmp_path: Path) -> None:
-    objectives = ({"metric": "latency_ms", "direction": "minimize"}, {"metric": "val_accuracy", "direction": "maximize"})
+    objectives = (
+        {"metric": "latency_ms", "direction": "minimize"},
+        {"metric": "val_accuracy", "direction": "maximize"},
+    )
     config = SweepConfig(name="a", space=CONFIG.space, objectives=objectives)
     ledger = Ledger.create(tmp_path / "run", config)
     for record in (trial(0, 0.9, 3.0), trial(1, 0.8, 1.0), trial(2, 0.85, 2.0)):

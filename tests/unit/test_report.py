@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -167,5 +168,5 @@ def test_finalists_spread_evenly_over_the_front(length: int, most: int) -> None:
     assert chosen == sorted(set(chosen))
     if len(chosen) >= 2:
         assert (chosen[0], chosen[-1]) == (0, length - 1)
-        gaps = {after - before for before, after in zip(chosen, chosen[1:], strict=False)}
+        gaps = {after - before for before, after in itertools.pairwise(chosen)}
         assert max(gaps) - min(gaps) <= 1

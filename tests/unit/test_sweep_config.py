@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import jsonschema
 import pytest
+from ruamel.yaml import YAML
 
 from orchestrator.errors import UserError
-from orchestrator.sweep_config import SweepConfig, dump_yaml, load_sweep_config
+from orchestrator.sweep_config import SweepConfig, dump_yaml, load_sweep_config, sweep_schema
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 MINIMAL = "name: a\nspace: {num_heads: [1, 2]}\n"
@@ -191,3 +194,20 @@ def test_a_bad_dimension_is_named_with_its_value(load, dimension: str, value: st
 @pytest.mark.parametrize("name", ["../x", "/x", "a/b", "", ".hidden", "a b", "x" * 65, "a\n"])
 def test_a_name_is_one_plain_path_component(load, name: str) -> None:
     assert "name" in refusal(load, f"name: {name!r}\nspace: {{num_heads: [1]}}".replace("'", '"'))
+
+
+SCHEMA = json.loads((SEARCH_SPACES[0].parent / "sweep.schema.json").read_text())
+
+
+def test_schema_file_is_that_of_the_code() -> None:
+    assert sweep_schema() == SCHEMA
+
+
+@pytest.mark.parametrize("path", SEARCH_SPACES, ids=lambda path: path.stem)
+def test_editors_accept_our_search_spaces(path: Path) -> None:
+    jsonschema.validate(YAML(typ="safe", pure=True).load(path), SCHEMA)
+
+
+def test_editors_see_a_mistake() -> None:
+    with pytest.raises(jsonschema.ValidationError, match="num_conv_blocks"):
+        jsonschema.validate({"name": "a", "space": {"depth": [1]}, "model": {"num_conv_blocks": -1}}, SCHEMA)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recipe, without_timings
 
-from lsmha.config import ModelConfig, TrainConfig
+from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.training import EpochMetrics, Trainer, train
 
@@ -108,12 +108,20 @@ def test_randomness_is_at_work_in_what_is_compared(tiny: Dataset) -> None:
     assert len(losses) == 9
 
 
-def test_each_epoch_draws_anew(tiny: Dataset) -> None:
-    # The same weights trained on as epoch 1 and as epoch 2 see other batches, dropout and augmentation.
-    recipe = tiny_recipe(epochs=2, augment=ALL_AUGMENTATION, learning_rate=1e-30)
-    first, second = train(tiny_model(**TRANSFORMER), recipe, tiny, device=CPU).history
-    assert first.val_loss == second.val_loss
-    assert first.train_loss != second.train_loss
+@pytest.mark.parametrize(
+    "settings", [{"model": TRANSFORMER}, {"augment": ALL_AUGMENTATION}], ids=["dropout", "augment"]
+)
+def test_each_epoch_and_each_rank_draws_anew(settings: dict[str, Any], tiny: Dataset) -> None:
+    # The same weights on the same batches, in two epochs and as two ranks: what differs is what was drawn.
+    losses = []
+    for rank in (0, 1):
+        recipe = tiny_recipe(epochs=2, learning_rate=1e-30, augment=settings.get("augment", AugmentConfig()))
+        trainer = Trainer(tiny_model(**settings.get("model", {})), recipe, tiny, device=CPU)
+        trainer.rank = rank
+        trainer._batches = lambda: iter(torch.arange(48).split(16))  # type: ignore[method-assign]
+        losses += [trainer.run_epoch().train_loss, trainer.run_epoch().train_loss]
+        assert trainer.history[0].val_loss == trainer.history[1].val_loss
+    assert len(set(losses)) == 4
 
 
 def test_finished_run_resumes_to_itself(tiny: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,24 @@
+"""The quickstart as the README has it: a front, and finalists that read digits well."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+
+
+@pytest.mark.timeout(1200)
+def test_quickstart(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "orchestrator.cli", "run", str(QUICKSTART), "--out", str(run)]
+    result = subprocess.run([*command, "--address", "local"], capture_output=True, text=True, timeout=1100)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert len(pd.read_parquet(run / "front.parquet")) >= 3
+    finalists = pd.read_parquet(run / "finalists.parquet")
+    assert (finalists["status"] == "completed").all()
+    assert finalists["test_accuracy"].min() >= 0.95

@@ -1,0 +1,39 @@
+"""Five hundred proposals of every sampler over the shipped Pareto space."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lsmha.config import ModelConfig
+from orchestrator.stages import build_space
+from orchestrator.study import ProposalStudy
+from orchestrator.sweep_config import SearchConfig, load_sweep_config
+
+PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
+PROPOSALS = 500
+TOLD_EVERY = {"gp": 10}
+"""A Gaussian process slows down with every result it fits, so it is told only some."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "grid"])
+def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
+    config = load_sweep_config(PARETO)
+    space = build_space(config)
+    valid = {space.key(point) for point in space.points}
+    study = ProposalStudy(space, SearchConfig(sampler=sampler, num_trials=PROPOSALS), config.objectives, seed=0)
+    seen = set()
+    for number in range(PROPOSALS):
+        proposal = study.ask()
+        assert proposal is not None
+        assert proposal.number == number
+        assert space.key(proposal.point) in valid
+        model = ModelConfig.model_validate(proposal.model.model_dump())
+        seen.add((model.canonical(), proposal.train))
+        if number % TOLD_EVERY.get(sampler, 1) == 0:
+            accuracy = 0.5 + 0.05 * model.depth - 0.02 * model.num_conv_blocks
+            latency = 1 + model.depth - 0.8 * model.num_conv_blocks + 0.01 * model.num_heads
+            study.tell(number, {"val_accuracy": accuracy, "latency_ms": latency})
+    assert len(seen) == PROPOSALS
