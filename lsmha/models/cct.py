@@ -28,6 +28,9 @@ class SequencePooling(nn.Module):
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
         self.attention = nn.Linear(embed_dim, 1)
+        # The softmax takes no notice of a shift. What reaches the bias is rounding noise, which Adam would blow up to
+        # whole steps; the bias is kept, because published weights have one.
+        self.attention.bias.requires_grad_(False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         weights = self.attention(tokens).softmax(dim=1)

@@ -13,7 +13,7 @@ from lsmha.models.cct import CCT
 
 
 class ModelCost(NamedTuple):
-    """Trainable parameters, and multiply-accumulates of one image's forward pass."""
+    """Parameters (a fixed positional embedding is none), and multiply-accumulates of one image's forward pass."""
 
     params: int
     macs: int
@@ -31,5 +31,5 @@ def model_cost(config: ModelConfig) -> ModelCost:
         images = torch.empty(1, config.in_channels, config.img_size, config.img_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    params = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    params = sum(parameter.numel() for parameter in model.parameters())
     return ModelCost(params, counter.get_total_flops() // 2)

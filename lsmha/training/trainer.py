@@ -122,20 +122,13 @@ class Trainer:
         train_loss = self._mean_over_ranks(loss_sum / self.steps_per_epoch)
         trained = time.perf_counter()
         if not math.isfinite(train_loss):
-            raise DivergenceError(
-                f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: train_loss is {train_loss} "
-                f"(learning_rate={self.config.learning_rate:g}, optimizer={self.config.optimizer}, "
-                f"precision={self.precision}); lower learning_rate, or set grad_clip_norm or warmup_epochs"
-            )
+            raise DivergenceError(self._describe_divergence("train_loss", train_loss))
         self._share_buffers()
         validation = evaluate(
             self.evaluated_model, self.dataset.val, self.dataset, device=self.device, bf16=self.autocast_bf16
         )
         if not math.isfinite(validation.loss):
-            raise DivergenceError(
-                f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: val_loss is {validation.loss} "
-                f"(learning_rate={self.config.learning_rate:g})"
-            )
+            raise DivergenceError(self._describe_divergence("val_loss", validation.loss))
         self.epoch += 1
         metrics = EpochMetrics(
             epoch=self.epoch,
@@ -169,8 +162,11 @@ class Trainer:
             ValueError: It is of another architecture, recipe or seed.
         """
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if state["recipe"] != self._recipe():
-            raise ValueError(f"checkpoint {path} is of another run: {state['recipe']} instead of {self._recipe()}")
+        for name, own in self._recipe().items():
+            if state["recipe"][name] != own:
+                raise ValueError(
+                    f"checkpoint {path} is of another run: its {name} is {state['recipe'][name]}, not {own}"
+                )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
@@ -191,8 +187,14 @@ class Trainer:
             if wanted != got:
                 raise ValueError(f"{name} must be {wanted} for data set {data.name}, but got {got}")
 
-    def _recipe(self) -> str:
-        return f"{self.model_config.model_dump_json()} {self.config.model_dump_json()}"
+    def _recipe(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        return {
+            "model": self.model_config.model_dump(mode="json"),
+            "train": self.config.model_dump(mode="json"),
+            "data": f"{self.dataset.name}, {len(self.dataset.train)} images, {self.dataset.fingerprint}",
+            "precision": self.precision,
+        }
 
     def _batches(self) -> Iterator[Tensor]:
         """Indices of this rank's share of each global batch; the order depends on seed and epoch, not on the ranks."""
@@ -233,6 +235,13 @@ class Trainer:
         if self.world_size > 1:
             dist.all_reduce(value)
         return (value / self.world_size).item()
+
+    def _describe_divergence(self, name: str, value: float) -> str:
+        return (
+            f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: {name} is {value} "
+            f"(learning_rate={self.config.learning_rate:g}, optimizer={self.config.optimizer}, "
+            f"precision={self.precision}); lower learning_rate, or set grad_clip_norm or warmup_epochs"
+        )
 
     def _share_buffers(self) -> None:
         """Give every rank the batch-norm statistics of rank 0, so that all evaluate the same network."""
@@ -279,8 +288,8 @@ def _place(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _mix_seeds(*seeds: int) -> int:
-    """One well-mixed 63-bit seed from several small ones."""
-    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    """One well-mixed 63-bit seed from several small ones; their number counts, or (1, 2) would be (1, 2, 0)."""
+    return int(np.random.SeedSequence((len(seeds), *seeds)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 @contextmanager

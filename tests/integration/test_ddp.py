@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -13,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from tiny_data import ALL_AUGMENTATION, tiny_dataset, tiny_model, tiny_recipe, without_timings
 
 from lsmha.config import ModelConfig, TrainConfig
@@ -121,11 +118,6 @@ def _assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> N
     assert [value.dtype for value in one.values()] == [value.dtype for value in other.values()]
 
 
-# A constant on all the tokens' scores leaves their softmax as it is: the gradient is zero but for rounding. Adam scales
-# whatever it gets to the learning rate, so here rounding turns into steps, which change nothing that can be seen.
-WITHOUT_EFFECT = "pool.attention.bias"
-
-
 @pytest.mark.parametrize("case", ["sgd", "sgd, clipped, averaged", "adamw"])
 def test_two_ranks_train_what_one_rank_trains(case: str, runs: Runs) -> None:
     alone = runs["alone"][case]
@@ -133,8 +125,6 @@ def test_two_ranks_train_what_one_rank_trains(case: str, runs: Runs) -> None:
         outcome = runs[rank][case]
         for weights in ("parameters", "evaluated"):
             differences = _largest_difference(getattr(alone, weights), getattr(outcome, weights))
-            if case == "adamw":
-                assert differences.pop(WITHOUT_EFFECT) < 1e-3
             assert max(differences.values()) < 1e-6
         np.testing.assert_allclose(outcome.logits, alone.logits, rtol=0, atol=1e-6)
         for metrics, expected in zip(outcome.history, alone.history, strict=True):

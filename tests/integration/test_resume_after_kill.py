@@ -6,14 +6,11 @@ import io
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).parents[1] / "unit"))
 from tiny_data import (
     ALL_AUGMENTATION,
     assert_same_bits,
