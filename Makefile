@@ -11,6 +11,8 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
 	$(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST = $(VENV)/bin/python -m pytest
+# The unit tests' tensors are small: threads cost more than they bring.
+PYTEST_UNIT = OMP_NUM_THREADS=1 $(PYTEST)
 
 # A stamp says that an installation is done; it is repeated when what it was made from is newer.
 RUN_STAMP = $(VENV)/.installed
@@ -45,7 +47,7 @@ lint: $(TEST_STAMP) ## ruff, mypy and the import rules
 	$(VENV)/bin/lint-imports
 
 test-unit: $(TEST_STAMP) ## Unit tests: under a minute, no cluster
-	$(PYTEST) tests/unit
+	$(PYTEST_UNIT) tests/unit
 
 test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ray cluster
 	$(PYTEST) tests/integration
