@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.errors import Interrupted, UserError, describe_validation_error
 
 # Typer imports click or brings a copy of it, by version.
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -165,14 +165,13 @@ def main() -> None:
         _fail(str(error), 2)
     except ValidationError as error:
         _fail(describe_validation_error(error), 2)
+    except Interrupted as signalled:
+        sys.exit(signalled.exit_code)
     except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted", 130)
     except Exception as error:
         if isinstance(error, _UsageError):
             _fail(_describe_usage_error(error), 2)
-        # Imported here: run.py brings Ray and torch, which --help does not need.
-        if "orchestrator.run" in sys.modules and isinstance(error, sys.modules["orchestrator.run"].Interrupted):
-            sys.exit(error.exit_code)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -1,6 +1,8 @@
-"""What a user did that cannot work, in one line."""
+"""What ends a command early: bad input, said in one line, or a signal."""
 
 from __future__ import annotations
+
+import signal
 
 from pydantic import ValidationError
 
@@ -9,6 +11,18 @@ _DIMENSION_TAGS = ("choices", "integers", "numbers")  # pydantic puts the form o
 
 class UserError(ValueError):
     """Bad input: the message is one line that names field, value and what is allowed. The CLI exits with code 2."""
+
+
+class Interrupted(BaseException):
+    """A signal asked the sweep to end; `exit_code` is the shell's code for it.
+
+    No `Exception`, as `KeyboardInterrupt` is none: libraries that clean up after an error, and wait for a cluster that
+    the same signal may have ended, let it pass.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
 
 
 def describe_validation_error(error: ValidationError, *, prefix: str = "") -> str:

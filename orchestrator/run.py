@@ -19,21 +19,13 @@ from lsmha.atomic import atomic_write_text
 from lsmha.config import DataConfig
 from lsmha.data import DataError, Dataset, load_dataset
 from orchestrator.cluster import Capacity, check_capacity, concurrent_trials, connect
-from orchestrator.errors import UserError
+from orchestrator.errors import Interrupted, UserError
 from orchestrator.ledger import Ledger, check_new_folder
 from orchestrator.progress import describe_point, sweep_progress
 from orchestrator.report import finalists_table, front_table, plot_front, write_summary
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
 from orchestrator.sweep_config import IntRange, ResourcesConfig, SweepConfig
-
-
-class Interrupted(Exception):
-    """A signal asked the sweep to end; `exit_code` is the shell's code for it."""
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
 
 
 def run_sweep(
@@ -56,7 +48,6 @@ def run_sweep(
         ledger = Ledger.create(folder, config)
         started = time.monotonic()
         complete = False
-        interrupted: Interrupted | None = None
         try:
             with (
                 interrupts_as_exceptions(),
@@ -68,26 +59,23 @@ def run_sweep(
                 _mark(folder, "finalists")
                 sweep.train_finalists()
             complete = True
-        except Interrupted as signalled:
-            interrupted = signalled
+        except Interrupted as interrupted:
+            console.print(
+                f"interrupted by {interrupted}: {len(ledger.trials)} of {num_trials(config, space)} trials and "
+                f"{len(ledger.finalists)} finalist runs are recorded",
+                highlight=False,
+                soft_wrap=True,
+            )
+            raise
         finally:
             ledger.write_tables()
             plot_front(ledger, folder / "front.png")
-            write_summary(
-                ledger, complete=complete, wall_seconds=time.monotonic() - started, dataset=describe_dataset(dataset)
-            )
+            seconds = time.monotonic() - started
+            write_summary(ledger, complete=complete, wall_seconds=seconds, dataset=describe_dataset(dataset))
             _mark(folder, "complete" if complete else "interrupted")
-    if not quiet:
-        show_results(ledger, console)
-        console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
-    if interrupted is not None:
-        console.print(
-            f"interrupted by {interrupted}: {len(ledger.trials)} of {num_trials(config, space)} trials and "
-            f"{len(ledger.finalists)} finalist runs are recorded",
-            highlight=False,
-            soft_wrap=True,
-        )
-        raise interrupted
+            if not quiet:
+                show_results(ledger, console)
+                console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
     return 0 if ledger.front() else 1
 
 
