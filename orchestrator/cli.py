@@ -55,7 +55,8 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
-    from orchestrator.run import run_sweep, show_plan
+    from orchestrator.plan import show_plan
+    from orchestrator.run import run_sweep
     from orchestrator.sweep_config import load_sweep_config
 
     config = load_sweep_config(space, set_)

@@ -21,7 +21,8 @@ from lsmha.latency import measure_latency
 from lsmha.models import VARIANTS, model_cost
 from orchestrator.cluster import check_resources, connect
 from orchestrator.errors import UserError, describe_validation_error
-from orchestrator.run import check_batch_sizes, interrupts_as_exceptions, load_data
+from orchestrator.preflight import check_batch_sizes, load_data
+from orchestrator.run import interrupts_as_exceptions
 from orchestrator.searcher import JobSearcher
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig, apply_override
 from orchestrator.trial import TrialJob

@@ -1,0 +1,64 @@
+"""`run --dry-run`: what a sweep would do, without doing it."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from lsmha.data import Dataset
+from orchestrator.cluster import Capacity, check_capacity, concurrent_trials, connect
+from orchestrator.preflight import check_batches, load_data
+from orchestrator.progress import describe_point
+from orchestrator.search_space import SearchSpace
+from orchestrator.stages import build_space, build_study, num_trials
+from orchestrator.sweep_config import ResourcesConfig, SweepConfig
+
+
+def show_plan(config: SweepConfig, console: Console, *, address: str | None, proposals: int = 8) -> None:
+    """Print the space's size, the first proposals, and the resource plan; train and write nothing.
+
+    Raises:
+        UserError: As `run_sweep` would.
+    """
+    build_space(config)
+    dataset = load_data(config.data, console, quiet=False)
+    check_batches(config, dataset)
+    space = build_space(config, dataset)
+    study = build_study(config, space)
+    with connect(address) as capacity:
+        check_capacity(config, capacity)
+        _print_plan(config, space, dataset, capacity, console)
+    shown = [proposal for proposal in (study.ask() for _ in range(proposals)) if proposal]
+    console.print("first proposals:")
+    for proposal in shown:
+        console.print(f"  {describe_point(proposal.point)}", highlight=False, soft_wrap=True)
+
+
+def _print_plan(
+    config: SweepConfig, space: SearchSpace, dataset: Dataset, capacity: Capacity, console: Console
+) -> None:
+    size = f"{len(space.points):,} configurations" if space.is_finite else "continuous"
+    console.print(
+        f"data: {dataset.name}, {len(dataset.train):,} train, {len(dataset.val):,} validation, "
+        f"{len(dataset.test):,} test images, {dataset.num_classes} labels\n"
+        f"space: {size}; sampler {config.search.sampler}, {num_trials(config, space)} trials of "
+        f"{config.train.epochs} epochs",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(_describe_resources("trials", config.resources, capacity), highlight=False, soft_wrap=True)
+    runs = config.finalists.max_finalists * len(config.finalists.seeds)
+    if runs:
+        console.print(
+            f"{_describe_resources('finalists', config.finalist_resources(), capacity)}; up to {runs} runs of "
+            f"{config.finalist_epochs()} epochs",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _describe_resources(title: str, resources: ResourcesConfig, capacity: Capacity) -> str:
+    return (
+        f"{title}: {resources.workers_per_trial} worker(s), {resources.cpus_per_trial} CPU(s) and "
+        f"{resources.gpus_per_trial:g} GPU(s) each, {concurrent_trials(resources, capacity)} at a time on "
+        f"{capacity.cpus} CPU(s) and {capacity.gpus:g} GPU(s)"
+    )
