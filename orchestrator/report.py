@@ -18,6 +18,7 @@ from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.hardware import device_name
 from lsmha.pareto import hypervolume
 from orchestrator.ledger import Ledger, objective_values
+from orchestrator.progress import describe_point
 from orchestrator.records import TrialRecord
 from orchestrator.sweep_config import SweepConfig
 
@@ -36,25 +37,23 @@ _FORMATS = {
 def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
     """The front so far, best in the first objective first."""
     metrics = list(dict.fromkeys([*(o.metric for o in ledger.config.objectives), "params"]))
-    table = Table(title=title, title_justify="left")
-    for name in ("trial", *ledger.config.space, *metrics):
-        table.add_column(name, justify="left" if name == "trial" else "right")
+    table = _table(title, *metrics)
     for record in ledger.front():
-        point = [_cell(record.point[name]) for name in ledger.config.space]
-        table.add_row(record.id, *point, *(_FORMATS[name].format(getattr(record, name)) for name in metrics))
+        values = (_FORMATS[name].format(getattr(record, name)) for name in metrics)
+        table.add_row(record.id, describe_point(record.point), *values)
     return table
 
 
 def finalists_table(ledger: Ledger) -> Table:
     """The finalists: mean and standard deviation over the seeds, best validation accuracy first."""
-    table = Table(title="Finalists: mean ± standard deviation over n seeds", title_justify="left")
-    names = ("trial", *ledger.config.space, "n", "epochs", "val_accuracy", "test_accuracy", "latency_ms", "params")
-    for name in names:
-        table.add_column(name, justify="left" if name == "trial" else "right")
+    table = _table(
+        "Finalists: mean ± standard deviation over n seeds",
+        *("n", "epochs", "val_accuracy", "test_accuracy", "latency_ms", "params"),
+    )
     for row in finalist_summary(ledger):
         table.add_row(
             row["trial"],
-            *(_cell(row["point"][name]) for name in ledger.config.space),
+            describe_point(row["point"]),
             str(row["n"]),
             str(row["epochs"]),
             _spread(row["val_accuracy"], row["val_accuracy_std"]),
@@ -62,6 +61,16 @@ def finalists_table(ledger: Ledger) -> Table:
             "" if row["latency_ms"] is None else f"{row['latency_ms']:.3f}",
             f"{row['params']:,}",
         )
+    return table
+
+
+def _table(title: str, *numbers: str) -> Table:
+    """A table of configurations; a narrow terminal folds those, never the numbers."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("configuration", overflow="fold", min_width=20)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -201,12 +210,6 @@ def _point_label(record: TrialRecord, config: SweepConfig) -> str:
 
 def _axis_label(metric: str) -> str:
     return {"latency_ms": "latency per image (ms)", "seconds": "training time (s)"}.get(metric, metric)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _spread(mean: float, std: float | None) -> str:
