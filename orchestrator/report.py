@@ -156,19 +156,14 @@ def plot_front(ledger: Ledger, path: Path) -> None:
     y_metric, x_metric = objectives[0].metric, objectives[1].metric
     figure = Figure(figsize=(7.5, 4.8), dpi=150, layout="constrained")
     axes = figure.subplots()
-    shade = next((name for name in ("num_conv_blocks", "num_heads", "depth") if name in ledger.config.space), None)
     front = ledger.front()
     on_front = {record.id for record in front}
     rest = [record for record in completed if record.id not in on_front]
-    axes.scatter(*_xy(rest, x_metric, y_metric), color="0.75", s=28, label="trials", zorder=2)
+    budget = f"{ledger.config.train.epochs} epochs"
+    axes.scatter(*_xy(rest, x_metric, y_metric), color="0.7", s=28, label=f"trials ({budget})", zorder=2)
     line = sorted(front, key=lambda record: getattr(record, x_metric))
     axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
-    if shade and all(isinstance(record.point[shade], int | float) for record in line):
-        colors = [float(record.point[shade] or 0) for record in line]
-        points = axes.scatter(*_xy(line, x_metric, y_metric), c=colors, cmap="viridis", s=58, zorder=3, label="front")
-        figure.colorbar(points, ax=axes, label=shade)
-    else:
-        axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label="front")
+    axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label=f"front ({budget})")
     rows = [row for row in finalist_summary(ledger) if row["latency_ms"] is not None]
     if rows and (x_metric, y_metric) == ("latency_ms", "val_accuracy"):
         axes.errorbar(
@@ -180,23 +175,26 @@ def plot_front(ledger: Ledger, path: Path) -> None:
             ms=5,
             capsize=3,
             zorder=4,
-            label="finalists, test accuracy (mean ± std over seeds)",
+            label=f"finalists, test ({rows[0]['epochs']} epochs, mean ± std over seeds)",
         )
+        y_metric_label = "accuracy: validation, finalists: test"
+    else:
+        y_metric_label = _axis_label(y_metric)
     for record in line:
         label = _point_label(record, ledger.config)
-        axes.annotate(label, _xy([record], x_metric, y_metric), textcoords="offset points", xytext=(6, -10), fontsize=7)
+        place = (getattr(record, x_metric), getattr(record, y_metric))
+        axes.annotate(label, place, textcoords="offset points", xytext=(6, -10), fontsize=7)
     axes.set_xlabel(_axis_label(x_metric))
-    axes.set_ylabel(_axis_label(y_metric))
+    axes.set_ylabel(y_metric_label)
     axes.set_title(f"{ledger.config.name}: {len(completed)} trials, {len(front)} on the front", fontsize=11)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, loc="lower right")
+    axes.legend(fontsize=8)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 
 
-def _xy(records: list[TrialRecord], x_metric: str, y_metric: str) -> tuple[Any, Any]:
-    xs, ys = ([getattr(record, metric) for record in records] for metric in (x_metric, y_metric))
-    return (xs[0], ys[0]) if len(records) == 1 else (xs, ys)
+def _xy(records: list[TrialRecord], x_metric: str, y_metric: str) -> tuple[list[Any], list[Any]]:
+    return [getattr(record, x_metric) for record in records], [getattr(record, y_metric) for record in records]
 
 
 def _point_label(record: TrialRecord, config: SweepConfig) -> str:
