@@ -106,13 +106,20 @@ def _mark(folder: Path, stage: str) -> None:
 @contextmanager
 def interrupts_as_exceptions() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up."""
+    received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         raise Interrupted(number)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except BaseException:
+        if received:
+            # Whatever it is by now: raised inside Ray's compiled code, it can come out as a SystemError.
+            raise Interrupted(received[0]) from None
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
