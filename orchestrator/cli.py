@@ -11,7 +11,8 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.errors import Interrupted, UserError, describe_validation_error
+from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.interrupts import Interrupted
 
 # Typer imports click or brings a copy of it, by version.
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -100,7 +101,7 @@ def status(run: RunArgument) -> None:
 def front(run: RunArgument) -> None:
     """Print the Pareto front and the finalists of a run."""
     from orchestrator.ledger import Ledger
-    from orchestrator.run import show_results
+    from orchestrator.report import show_results
 
     show_results(Ledger.load(run), Console())
 
@@ -130,10 +131,11 @@ def train(
     if data_path is not None:
         settings["data.path"] = data_path
     resources = {"workers_per_trial": workers, "cpus_per_trial": cpus or workers, "gpus_per_trial": float(gpus)}
-    train_one(
+    code = train_one(
         variant, out.absolute(), Console(), settings=settings, overrides=set_ or [], resources=resources,
         address=address, quiet=quiet,
     )  # fmt: skip
+    raise typer.Exit(code)
 
 
 @app.command(
@@ -150,7 +152,7 @@ def latency(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
 ) -> None:
     """Measure inference latency of a variant here, in this process; keep the machine idle meanwhile."""
-    from orchestrator.single import show_latencies
+    from orchestrator.latency_table import show_latencies
 
     show_latencies(
         variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,

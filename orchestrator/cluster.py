@@ -38,12 +38,32 @@ WORKER_ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Capacity:
-    """What a cluster has in all, and what the largest of its nodes has."""
+    """What a cluster has: CPUs and GPUs of each node."""
 
-    cpus: int
-    gpus: float
-    node_cpus: int
-    node_gpus: float
+    nodes: tuple[tuple[int, float], ...]
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(cpus for cpus, _ in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(gpus for _, gpus in self.nodes)
+
+    @property
+    def node_cpus(self) -> int:
+        """CPUs of the largest node."""
+        return max((cpus for cpus, _ in self.nodes), default=0)
+
+    def places(self, cpus: float, gpus: float) -> int:
+        """How many workers of so many CPUs and GPUs fit, each whole on one node."""
+        fitting = 0
+        for node_cpus, node_gpus in self.nodes:
+            by_cpus = int(node_cpus / cpus + 1e-9)
+            fitting += min(by_cpus, int(node_gpus / gpus + 1e-9)) if gpus else by_cpus
+        return fitting
 
 
 @contextmanager
@@ -56,6 +76,8 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
         UserError: There is no cluster at the address.
     """
     wanted = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    if wanted not in ("local", "auto") and not _answers(wanted):
+        raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
     local: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if wanted == "local" else {}
     try:
         ray.init(
@@ -67,7 +89,7 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
             **local,
         )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {reason}") from None
     try:
         yield _capacity()
@@ -77,9 +99,7 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
 
 def concurrent_trials(resources: ResourcesConfig, capacity: Capacity) -> int:
     """How many trials fit at a time, at least 1, at most `max_concurrent_trials`."""
-    fit = capacity.cpus // resources.cpus_per_trial
-    if resources.gpus_per_trial:
-        fit = min(fit, int(capacity.gpus / resources.gpus_per_trial))
+    fit = _places(resources, capacity) // resources.workers_per_trial
     return max(1, min(fit, resources.max_concurrent_trials or fit))
 
 
@@ -101,33 +121,30 @@ def check_resources(section: str, resources: ResourcesConfig, capacity: Capacity
     Raises:
         UserError: It asks for more than the cluster has, or one of its workers for more than a node has.
     """
-    for kind, has, node_has in (
-        ("cpus", capacity.cpus, capacity.node_cpus),
-        ("gpus", capacity.gpus, capacity.node_gpus),
-    ):
-        name = kind.upper()[:-1]
+    for kind, has in (("cpus", capacity.cpus), ("gpus", capacity.gpus)):
         wanted = getattr(resources, f"{kind}_per_trial")
         if wanted > has:
             raise UserError(
-                f"{section}.{kind}_per_trial: at most the {has:g} {name}(s) of the cluster are allowed, "
+                f"{section}.{kind}_per_trial: at most the {has:g} {kind.upper()[:-1]}(s) of the cluster are allowed, "
                 f"but got {wanted:g}"
             )
-        per_worker = wanted / resources.workers_per_trial
-        if per_worker > node_has:
-            raise UserError(
-                f"{section}.{kind}_per_trial: one worker can have at most the {node_has:g} {name}(s) of one node, "
-                f"but got {per_worker:g} for each of {resources.workers_per_trial} workers"
-            )
+    places, workers = _places(resources, capacity), resources.workers_per_trial
+    if places < workers:
+        raise UserError(
+            f"{section}.workers_per_trial: the nodes of the cluster have places for {places} worker(s) of "
+            f"{resources.cpus_per_trial / workers:g} CPU(s) and {resources.gpus_per_trial / workers:g} GPU(s), "
+            f"but got {workers}"
+        )
+
+
+def _places(resources: ResourcesConfig, capacity: Capacity) -> int:
+    workers = resources.workers_per_trial
+    return capacity.places(resources.cpus_per_trial / workers, resources.gpus_per_trial / workers)
 
 
 def _capacity() -> Capacity:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Capacity(
-        cpus=int(sum(node.get("CPU", 0) for node in nodes)),
-        gpus=sum(node.get("GPU", 0) for node in nodes),
-        node_cpus=int(max((node.get("CPU", 0) for node in nodes), default=0)),
-        node_gpus=max((node.get("GPU", 0) for node in nodes), default=0),
-    )
+    return Capacity(tuple((int(node.get("CPU", 0)), node.get("GPU", 0.0)) for node in nodes))
 
 
 def _running_here() -> str | None:
@@ -138,8 +155,16 @@ def _running_here() -> str | None:
     file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
         address = file.read_text().strip()
-        host, _, port = address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=1):
-            return address
     except (OSError, ValueError):
         return None
+    return address if _answers(address) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at host:port. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=3):
+            return True
+    except (OSError, ValueError, OverflowError):
+        return False

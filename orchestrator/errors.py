@@ -1,8 +1,6 @@
-"""What ends a command early: bad input, said in one line, or a signal."""
+"""What went wrong, in one line: a user's bad input, or an error that came through Ray."""
 
 from __future__ import annotations
-
-import signal
 
 from pydantic import ValidationError
 
@@ -11,18 +9,6 @@ _DIMENSION_TAGS = ("choices", "integers", "numbers")  # pydantic puts the form o
 
 class UserError(ValueError):
     """Bad input: the message is one line that names field, value and what is allowed. The CLI exits with code 2."""
-
-
-class Interrupted(BaseException):
-    """A signal asked the sweep to end; `exit_code` is the shell's code for it.
-
-    No `Exception`, as `KeyboardInterrupt` is none: libraries that clean up after an error, and wait for a cluster that
-    the same signal may have ended, let it pass.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
 
 
 def describe_validation_error(error: ValidationError, *, prefix: str = "") -> str:
@@ -40,6 +26,19 @@ def describe_validation_error(error: ValidationError, *, prefix: str = "") -> st
         message = f"{message[:1].lower()}{message[1:]}, but got {_short(first['input'])}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 and len({p["loc"][:2] for p in problems}) > 1 else ""
     return " ".join(f"{field}: {message}{more}".removeprefix(": ").split())
+
+
+def describe_error(error: BaseException | None) -> str:
+    """The cause of an error that came through Ray, in one line."""
+    while error is not None and (cause := getattr(error, "cause", None)) is not None:
+        error = cause
+    if error is None:
+        return "unknown error"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Ray prints a remote traceback first; what was raised stands in its last line.
+    message = lines[-1] if lines else ""
+    name = type(error).__name__
+    return message if message.startswith(name) else f"{name}: {message}".removesuffix(": ")
 
 
 def _short(value: object, limit: int = 60) -> str:

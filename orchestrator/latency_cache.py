@@ -13,13 +13,15 @@ import torch
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency import measure_latency
 from orchestrator.cluster import Capacity
+from orchestrator.errors import describe_error
 
 
 class LatencyCache:
     """Measured latencies by architecture; `measure` fills it, `latency_ms` looks up.
 
     Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or all CPUs of the largest node.
-    It runs when they are free; measure when no trial is running, nor one of Tune's idle actors holds them.
+    It runs when they are free; measure when no trial is running, nor one of Tune's idle actors holds them. One front
+    compares latencies of one kind of device: what another kind measured counts as failed.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class LatencyCache:
         self._on_measured = on_measured
         self._latency_ms: dict[ModelConfig, float] = {}
         self._errors: dict[ModelConfig, str] = {}
+        self._device: str | None = None
 
     def knows(self, model: ModelConfig) -> bool:
         """Whether an attempt to measure this architecture has been made."""
@@ -68,8 +71,12 @@ class LatencyCache:
         try:
             rows = ray.get(task)
         except ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", None) or error
-            self._errors[model] = f"latency: {type(cause).__name__}: {str(cause).strip().splitlines()[-1]}"
+            self._errors[model] = f"latency: {describe_error(error)}"
+            return
+        device = rows[0]["device"]
+        self._device = self._device or device
+        if device != self._device:
+            self._errors[model] = f"latency: measured on {device}, but the others of this sweep on {self._device}"
             return
         self._latency_ms[model] = rows[0]["latency_ms"]
         key = architecture_key(model)

@@ -60,7 +60,7 @@ class Ledger:
         if not (folder / "config.yaml").is_file():
             raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
         ledger = cls(folder, load_sweep_config(folder / "config.yaml"))
-        for path in sorted((folder / "records").glob("*/*.json")):
+        for path in sorted((folder / "records").glob("*/[!.]*.json")):  # dot files are half-written ones
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
                 if path.parent.name == "latency":

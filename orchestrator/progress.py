@@ -39,7 +39,6 @@ class Progress:
         self.failed = 0
         self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
         self.activity = ""
-        self.best: TrialRecord | None = None
         self._stage_started = time.monotonic()
 
     def stage(self, title: str, total: int) -> None:
@@ -70,7 +69,6 @@ class Progress:
         self.running.pop(record.id, None)
         if record.completed:
             self.done += 1
-            self.best = max(self.best or record, record, key=lambda one: one.val_accuracy or 0.0)
             test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
             outcome = f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
             outcome += f" ({record.seconds:.0f} s)"
@@ -115,8 +113,6 @@ class LiveProgress(Progress):
     def __rich__(self) -> RenderableType:
         left = self.seconds_left
         counts = Text(f"{self.done} done, {len(self.running)} running, {self.failed} failed")
-        if self.best is not None:
-            counts.append(f", best val_accuracy {self.best.val_accuracy:.4f} ({self.best.id})")
         if left is not None and self.done + self.failed < self.total:
             counts.append(f", about {timedelta(seconds=round(left))} left")
         if self.activity:

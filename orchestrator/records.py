@@ -22,7 +22,7 @@ class TrialRecord:
     seed: int
     """Seed of the training run."""
     params: int
-    """Trainable parameters."""
+    """Parameters of the network."""
     macs: int
     """Multiply-accumulates per image."""
     latency_ms: float | None

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from lsmha.atomic import atomic_path, atomic_write_text
@@ -74,6 +75,13 @@ def _table(title: str, *numbers: str) -> Table:
     return table
 
 
+def show_results(ledger: Ledger, console: Console) -> None:
+    """Print the front and the finalists."""
+    console.print(front_table(ledger))
+    if any(record.completed for record in ledger.finalists):
+        console.print(finalists_table(ledger))
+
+
 def finalist_summary(ledger: Ledger) -> list[dict[str, Any]]:
     """One row per retrained configuration, over its completed seeds; sorted by mean validation accuracy.
 
@@ -96,7 +104,9 @@ def finalist_summary(ledger: Ledger) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["val_accuracy"])
 
 
-def write_summary(ledger: Ledger, *, complete: bool, wall_seconds: float, dataset: dict[str, Any]) -> None:
+def write_summary(
+    ledger: Ledger, *, complete: bool, wall_seconds: float, dataset: dict[str, Any], revision: str | None
+) -> None:
     """Write `summary.json`: what was run, on what, and what came out."""
     config = ledger.config
     front = ledger.front()
@@ -119,7 +129,7 @@ def write_summary(ledger: Ledger, *, complete: bool, wall_seconds: float, datase
         "dataset": dataset,
         "hardware": _hardware(),
         "versions": {"python": platform.python_version(), **_versions()},
-        "git_revision": _git_revision(),
+        "git_revision": revision,
     }
     atomic_write_text(ledger.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
 
@@ -240,8 +250,8 @@ def _versions() -> dict[str, str | None]:
     return versions
 
 
-def _git_revision() -> str | None:
-    """Revision of the code that runs, with a mark if it has uncommitted changes; None outside a checkout."""
+def git_revision() -> str | None:
+    """Revision of the code on disk, with a mark if it has uncommitted changes; None outside a checkout."""
     folder = Path(__file__).parent
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -17,11 +13,11 @@ from rich.console import Console
 from lsmha.atomic import atomic_write_text
 from lsmha.data import Dataset
 from orchestrator.cluster import check_capacity, connect
-from orchestrator.errors import Interrupted
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
 from orchestrator.ledger import Ledger, check_new_folder
 from orchestrator.preflight import check_batches, load_data
 from orchestrator.progress import sweep_progress
-from orchestrator.report import finalists_table, front_table, plot_front, write_summary
+from orchestrator.report import front_table, git_revision, plot_front, show_results, write_summary
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
 from orchestrator.sweep_config import SweepConfig
 
@@ -29,7 +25,7 @@ from orchestrator.sweep_config import SweepConfig
 def run_sweep(
     config: SweepConfig, folder: Path, console: Console, *, address: str | None, dashboard: bool, quiet: bool
 ) -> int:
-    """Run the whole sweep into a new folder and return the exit code: 0 complete, 1 without a single result.
+    """Run the whole sweep into a new folder and return the exit code: 0, or 1 where every trial or finalist failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -45,11 +41,14 @@ def run_sweep(
         check_capacity(config, capacity)
         ledger = Ledger.create(folder, config)
         started = time.monotonic()
+        revision = git_revision()  # now: the code on disk may change while this one runs
         complete = False
         try:
             with (
                 interrupts_as_exceptions(),
-                sweep_progress(console, lambda: front_table(ledger, title="Front so far"), quiet=quiet) as progress,
+                sweep_progress(
+                    console, lambda: front_table(ledger, title="Front, best first"), quiet=quiet
+                ) as progress,
             ):
                 sweep = Sweep(config, space, dataset, ledger, capacity, progress)
                 _mark(folder, "search")
@@ -69,12 +68,19 @@ def run_sweep(
             ledger.write_tables()
             plot_front(ledger, folder / "front.png")
             seconds = time.monotonic() - started
-            write_summary(ledger, complete=complete, wall_seconds=seconds, dataset=describe_dataset(dataset))
+            write_summary(
+                ledger,
+                complete=complete,
+                wall_seconds=seconds,
+                dataset=describe_dataset(dataset),
+                revision=revision,
+            )
             _mark(folder, "complete" if complete else "interrupted")
             if not quiet:
                 show_results(ledger, console)
                 console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
-    return 0 if ledger.front() else 1
+    wanted, tested = config.finalists.max_finalists, any(record.completed for record in ledger.finalists)
+    return 0 if ledger.front() and (tested or not wanted) else 1
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -90,36 +96,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def show_results(ledger: Ledger, console: Console) -> None:
-    """Print the front and the finalists."""
-    console.print(front_table(ledger))
-    if any(record.completed for record in ledger.finalists):
-        console.print(finalists_table(ledger))
-
-
 def _mark(folder: Path, stage: str) -> None:
     """Leave word of the stage for `lsmha-sweep status`."""
     state = {"stage": stage, "pid": os.getpid(), "host": os.uname().nodename, "updated": time.time()}
     atomic_write_text(folder / "status.json", json.dumps(state) + "\n")
-
-
-@contextmanager
-def interrupts_as_exceptions() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up."""
-    received: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        raise Interrupted(number)
-
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except BaseException:
-        if received:
-            # Whatever it is by now: raised inside Ray's compiled code, it can come out as a SystemError.
-            raise Interrupted(received[0]) from None
-        raise
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

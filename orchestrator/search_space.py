@@ -152,6 +152,21 @@ class SearchSpace:
         rows = [[ranks[name][point[name]] for name in self._values] for point in self.points]
         return np.array(rows, dtype=float).reshape(len(self.points), len(self._values))
 
+    def check_choices(self) -> None:
+        """Refuse what the user can only have written by mistake: a value that no valid configuration has.
+
+        Raises:
+            UserError: There is such a value.
+        """
+        for name, values in self._values.items():
+            used = {point[name] for point in self.points}
+            for value in values:
+                if value not in used and None not in used:
+                    reason = next(iter(self._reasons.get((name, value), ())), "")
+                    raise UserError(
+                        f"space.{name}: each value must be part of a valid configuration, but got {value!r}: {reason}"
+                    )
+
     @staticmethod
     def _check_size(discrete: Mapping[str, list[Scalar] | IntRange]) -> None:
         combinations = math.prod(
@@ -168,6 +183,7 @@ class SearchSpace:
         filler = {name: d.high for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
         points: dict[Key, Point] = {}
         reason = ""
+        self._reasons: dict[tuple[str, Scalar], list[str]] = {}
         for values in itertools.product(*self._values.values()):
             point = self.canonical({**filler, **dict(zip(self._values, values, strict=True))})
             key = self.key(point)
@@ -175,11 +191,14 @@ class SearchSpace:
                 try:
                     self.build(point)
                 except ValueError as error:
-                    reason = reason or str(error)
+                    own_reason = _first_reason(str(error))
+                    reason = reason or own_reason
+                    for choice in zip(self._values, values, strict=True):
+                        self._reasons.setdefault(choice, []).append(own_reason)
                     continue
                 points[key] = {name: point[name] for name in self._values}
         if not points:
-            raise UserError(f"space: must contain a valid configuration, but has none: {_first_reason(reason)}")
+            raise UserError(f"space: must contain a valid configuration, but has none: {reason}")
         return list(points.values())
 
 

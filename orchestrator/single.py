@@ -1,28 +1,23 @@
-"""One network without a search: `lsmha-sweep train` and `lsmha-sweep latency`."""
+"""`lsmha-sweep train`: one network, without a search."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from pydantic import ValidationError
 from rich.console import Console
-from rich.table import Table
 
 from lsmha.atomic import atomic_path, atomic_write_text
-from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.hardware import default_device
-from lsmha.latency import measure_latency
-from lsmha.models import VARIANTS, model_cost
+from lsmha.models import model_cost
 from orchestrator.cluster import check_resources, connect
-from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.errors import UserError
+from orchestrator.interrupts import interrupts_as_exceptions
+from orchestrator.options import validated, variant_config
 from orchestrator.preflight import check_batch_sizes, load_data
-from orchestrator.run import interrupts_as_exceptions
 from orchestrator.searcher import JobSearcher
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig, apply_override
 from orchestrator.trial import TrialJob
@@ -49,9 +44,11 @@ def train_one(
         UserError: Something asked for cannot work; nothing has been written.
     """
     config = _run_config(variant, settings, overrides)
-    asked = _validated(ResourcesConfig, resources, prefix="")
+    asked = validated(ResourcesConfig, resources)
     checkpoint = folder / "checkpoint.pt"
-    if folder.exists() and not checkpoint.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    # A run that was cut off or failed leaves its checkpoint, or just what Ray keeps.
+    unfinished = {"checkpoint.pt", "ray"}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - unfinished):
         raise UserError(f"--out: must be a new or empty folder or hold an unfinished run, but {str(folder)!r} does not")
     dataset = load_data(config.data, console, quiet=quiet)
     check_batch_sizes([config.train.batch_size], [asked.workers_per_trial], dataset, field="train.batch_size")
@@ -92,72 +89,6 @@ def train_one(
     return 0
 
 
-def show_latencies(
-    variant: str,
-    console: Console,
-    *,
-    num_heads: str | None,
-    num_conv_blocks: str | None,
-    settings: dict[str, Any],
-) -> None:
-    """Measure a variant in this process, for each head count and number of conv blocks, and print the table.
-
-    Raises:
-        UserError: An option is not valid, or a combination is not a valid architecture.
-    """
-    base = _variant(variant)
-    sizes = _integers("--batch-sizes", settings["batch_sizes"])
-    config = _validated(LatencyConfig, {**settings, "batch_sizes": sizes}, prefix="")
-    device = default_device() if config.device == "auto" else torch_device(config.device)
-    heads = _integers("--num-heads", num_heads) if num_heads else [base.num_heads]
-    convs = _integers("--num-conv-blocks", num_conv_blocks) if num_conv_blocks else [base.num_conv_blocks]
-    models = [
-        _validated(ModelConfig, {**base.model_dump(), "num_heads": h, "num_conv_blocks": c}, prefix="")
-        for h in heads
-        for c in convs
-    ]
-    table = Table(title_justify="left")
-    for name in (
-        "num_heads",
-        "conv blocks",
-        "batch",
-        "ms / image",
-        "interquartile",
-        "n",
-        "attention",
-        "params",
-        "MACs",
-    ):
-        table.add_column(name, justify="right")
-    with console.status("measuring") as status:
-        for index, model in enumerate(models):
-            status.update(f"measuring {index + 1}/{len(models)}")
-            cost = model_cost(model)
-            for row in measure_latency(model, config, device=device):
-                spread = f"{row.latency_p25_ms:.3f}-{row.latency_p75_ms:.3f}"
-                cells = (model.num_heads, model.num_conv_blocks, row.batch_size, f"{row.latency_ms:.3f}", spread)
-                rest = (row.iterations, row.attention, f"{cost.params:,}", f"{cost.macs:,}")
-                table.add_row(*map(str, (*cells, *rest)))
-                last = asdict(row)
-    table.title = (
-        f"{variant} on {last['device']}, {last['dtype']}, {last['threads']} thread(s), torch {last['torch_version']}"
-    )
-    console.print(table)
-
-
-def torch_device(name: str) -> Any:
-    """The torch device, if this machine has it.
-
-    Raises:
-        UserError: It has no GPU.
-    """
-    import torch
-
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: must be cpu or auto on a machine without a GPU, but got 'cuda'")
-    return torch.device(name)
-
-
 class _SingleEvents:
     """Prints the epochs of the one job and keeps how it ended."""
 
@@ -187,14 +118,8 @@ class _SingleEvents:
         self.failure = reason
 
 
-def _variant(name: str) -> ModelConfig:
-    if name not in VARIANTS:
-        raise UserError(f"VARIANT: must be one of {', '.join(sorted(VARIANTS))}, but got {name!r}")
-    return VARIANTS[name]
-
-
 def _run_config(variant: str, settings: dict[str, Any], overrides: list[str]) -> RunConfig:
-    model = _variant(variant).model_dump()
+    model = variant_config(variant).model_dump()
     for name in DATA_DEFINED:
         model.pop(name)
     content: dict[str, Any] = {"data": {}, "model": model, "train": {}}
@@ -203,18 +128,4 @@ def _run_config(variant: str, settings: dict[str, Any], overrides: list[str]) ->
         content[section][key] = value
     for override in overrides:
         apply_override(content, override)
-    return _validated(RunConfig, content, prefix="")
-
-
-def _validated(kind: Any, content: dict[str, Any], *, prefix: str) -> Any:
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise UserError(describe_validation_error(error, prefix=prefix)) from None
-
-
-def _integers(option: str, text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{option}: must be whole numbers such as 1,4,16, but got {text!r}") from None
+    return validated(RunConfig, content)

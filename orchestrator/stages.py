@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import ray
 
 from lsmha.data import Dataset
 from lsmha.models import model_cost
+from lsmha.training import EpochMetrics
+from lsmha.training.logits import FILE_NAME
 from orchestrator.cluster import Capacity, concurrent_trials
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.ledger import Ledger
@@ -25,9 +27,15 @@ from orchestrator.tune_run import run_jobs
 
 
 def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
-    """The search space over the configured base, with the architecture's ends fitted to the data set if given."""
+    """The search space over the configured base, with the architecture's ends fitted to the data set if given.
+
+    Raises:
+        UserError: It has no valid point, or a choice that is part of none.
+    """
     fitted = {name: getattr(dataset, name) for name in DATA_DEFINED} if dataset else {}
-    return SearchSpace(config.space, config.model.model_copy(update=fitted), config.train)
+    space = SearchSpace(config.space, config.model.model_copy(update=fitted), config.train)
+    space.check_choices()
+    return space
 
 
 def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
@@ -48,6 +56,8 @@ class _Entry:
     trial: str
     point: Point
     latency_ms: float | None
+    curve: dict[int, dict[str, float]] = field(default_factory=dict)
+    """Metrics of the epochs so far, by epoch: a run that was started again may repeat one."""
 
 
 class _Recorder:
@@ -63,9 +73,17 @@ class _Recorder:
         self._progress.started(job_id, entry.point, entry.job.train.epochs)
 
     def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
+        epoch = {one.name: metrics[one.name] for one in fields(EpochMetrics)}
+        self._entries[job_id].curve[metrics["epoch"]] = epoch
         self._progress.epoch_ended(job_id, metrics)
 
     def completed(self, job_id: str, result: dict[str, Any]) -> None:
+        folder = self._entries[job_id].job.export
+        if folder is not None and not (folder / FILE_NAME).is_file():
+            self.failed(
+                job_id, f"its files are not in {folder}: the run folder must be on storage that all nodes share"
+            )
+            return
         last = result["curve"][-1]
         self._end(
             job_id,
@@ -82,7 +100,9 @@ class _Recorder:
         )
 
     def failed(self, job_id: str, reason: str) -> None:
-        self._end(job_id, status="failed", epochs=0, seconds=0.0, error=reason)
+        curve = list(self._entries[job_id].curve.values())
+        seconds = sum(epoch["seconds"] for epoch in curve)
+        self._end(job_id, status="failed", epochs=len(curve), seconds=seconds, curve=curve, error=reason)
 
     def _end(self, job_id: str, **outcome: Any) -> None:
         entry = self._entries.pop(job_id)
@@ -151,11 +171,13 @@ class Sweep:
             recorder.failed(trial_id(proposal.number), reason)
 
         self.progress.stage("search", total)
+        # Each wave ends with some idle workers; two rounds of trials a wave keep most of a cluster busy.
+        wave_size = max(self.config.search.wave_size, 2 * concurrent_trials(resources, self.capacity))
         searcher = StudySearcher(
             study,
             latencies,
             num_trials=total,
-            wave_size=self.config.search.wave_size,
+            wave_size=wave_size,
             make_job=make_job,
             on_unmeasurable=fail,
         )

@@ -100,7 +100,7 @@ class SearchConfig(Config):
     warm_start: tuple[dict[str, Scalar], ...] = Field((), strict=False)
     """Points to try first, each with a value for every dimension of the space."""
     wave_size: int = Field(8, ge=1)
-    """Proposals whose latency is measured together; the device is idle of training while that goes on."""
+    """Proposals whose latency is measured together, while no trial trains; at least two rounds of concurrent trials."""
 
 
 class ResourcesConfig(Config):
@@ -211,6 +211,11 @@ class SweepConfig(RunConfig):
     def _check(self) -> Self:
         for name, dimension in self.space.items():
             check_dimension(name, dimension)
+        if self.finalist_epochs() < self.train.warmup_epochs:
+            raise ValueError(
+                "finalists.epochs >= train.warmup_epochs must hold, but got "
+                f"finalists.epochs={self.finalist_epochs()}, train.warmup_epochs={self.train.warmup_epochs}"
+            )
         if self.search.sampler == "grid":
             for name, dimension in self.space.items():
                 if isinstance(dimension, FloatRange):
@@ -244,9 +249,9 @@ def sweep_schema() -> dict[str, Any]:
 
 
 def searchable_fields() -> dict[str, type[Config]]:
-    """Names that `space` may use, with the settings they belong to."""
+    """Names that `space` may use, with the settings they belong to. Not `epochs`: budgets must be equal to compare."""
     model = {name: ModelConfig for name in ModelConfig.model_fields if name not in DATA_DEFINED}
-    train = {name: TrainConfig for name in TrainConfig.model_fields if name not in ("seed", "augment")}
+    train = {name: TrainConfig for name in TrainConfig.model_fields if name not in ("epochs", "seed", "augment")}
     return {**model, **train}
 
 

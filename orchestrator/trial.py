@@ -17,9 +17,9 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.models.saved import save_model
 from lsmha.training import DivergenceError, EpochMetrics, Trainer, train
 from lsmha.training.logits import save_test_logits
+from lsmha.training.saved import save_model
 from orchestrator.sweep_config import ResourcesConfig
 
 Report = Callable[[dict[str, Any]], None]
@@ -149,7 +149,8 @@ def _train_with_ddp(
             name=config["job"]["id"],
             storage_path=storage,
             callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            failure_config=ray.train.FailureConfig(max_failures=1),
+            # Tune starts a failed trial again, as it does for single workers.
+            failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )
     try:

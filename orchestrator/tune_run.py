@@ -10,6 +10,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
+from orchestrator.errors import describe_error
 from orchestrator.sweep_config import ResourcesConfig
 from orchestrator.trial import build_trainable
 
@@ -95,21 +96,8 @@ class _EventCallback(tune.Callback):
             self._events.failed(_job_id(trial), "the training run ended without a result")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._events.failed(_job_id(trial), _describe(trial.get_error()))
+        self._events.failed(_job_id(trial), describe_error(trial.get_error()))
 
 
 def _job_id(trial: Trial) -> str:
     return trial.config["job"]["id"]
-
-
-def _describe(error: BaseException | None) -> str:
-    """The cause of a trial's error, in one line."""
-    while error is not None and (cause := getattr(error, "cause", None)) is not None:
-        error = cause
-    if error is None:
-        return "unknown error"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Ray prints a remote traceback first; what was raised stands in its last line.
-    message = lines[-1] if lines else ""
-    name = type(error).__name__
-    return message if message.startswith(name) else f"{name}: {message}"

@@ -56,8 +56,9 @@ class Trainer:
 
     Everything random in epoch e (data order, dropout, augmentation) is drawn from generators seeded by (seed, e, rank),
     so model, optimiser and epoch number are the whole state. Where `torch.distributed` is initialised, each rank takes
-    its share of every global batch and gradients are averaged: same batches, same updates as one rank. (Batch norm
-    sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's own share.)
+    its share of every global batch and gradients are averaged: but for dropout and augmentation, the updates are those
+    of one rank. (Batch norm sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's
+    own share.)
 
     Raises:
         ValueError: batch_size exceeds the training images or is not a multiple of the ranks, or the model does not

@@ -171,6 +171,13 @@ def test_train_one_network(cli: Cli, tmp_path: Path) -> None:
     assert 0 <= result["test_accuracy"] <= 1
 
 
+def test_a_network_that_cannot_be_trained(cli: Cli, tmp_path: Path) -> None:
+    wild = ("--set", "train.learning_rate=1e20", "--set", "train.optimizer=sgd", "--set", "train.warmup_epochs=0")
+    result = cli("train", "cct_2_3x2_32", "--epochs", 1, "--out", tmp_path / "one", *wild)
+    assert result.returncode == 1
+    assert "DivergenceError" in result.stdout
+
+
 def test_latency_table(alone: Cli) -> None:
     output = succeeded(alone("latency", "cct_2_3x2_32", "--num-heads", "1,4", env={"COLUMNS": "160"}))
     assert "ms / image" in output

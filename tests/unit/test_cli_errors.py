@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from orchestrator.cli import main
-from orchestrator.cluster import Capacity, check_capacity
+from orchestrator.cluster import Capacity, check_capacity, concurrent_trials
 from orchestrator.errors import UserError
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweep_config import ResourcesConfig, SweepConfig
 
 HEAD = "name: a\n"
 SPACE = "space: {num_heads: [1, 2]}\n"
@@ -81,6 +81,9 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (MINIMAL + "train: {learning_rate: .nan}", ("train.learning_rate", "finite", "nan")),
         (MINIMAL + "train: {epochs: 0}", ("train.epochs", "greater than or equal to 1", "0")),
         (MINIMAL + "search: {num_trials: -3}", ("search.num_trials", "greater than or equal to 1", "-3")),
+        (MINIMAL + "finalists: {epochs: 1}\ntrain: {warmup_epochs: 2}", ("finalists.epochs", "warmup_epochs", "1")),
+        (HEAD + "space: {num_heads: [1, 3]}", ("space.num_heads", "must divide embed_dim", "3")),
+        (HEAD + "space: {num_conv_blocks: {low: 0, high: 8}}", ("space.num_conv_blocks", "<= depth", "8")),
         (MINIMAL + "finalists: {epochs: 0}", ("finalists.epochs", "greater than or equal to 1", "0")),
         (MINIMAL + "latency: {max_seconds: 0.0}", ("latency.max_seconds", "greater than 0", "0.0")),
         (MINIMAL + "latency: {batch_sizes: [0]}", ("latency.batch_sizes.0", "greater than or equal to 1", "0")),
@@ -210,7 +213,10 @@ def test_damaged_parquet(refused, tmp_path: Path, content: str) -> None:
     [
         ({"resources": {"cpus_per_trial": 9999}}, ("resources.cpus_per_trial", "at most the 8 CPU", "9999")),
         ({"resources": {"gpus_per_trial": 1.0}}, ("resources.gpus_per_trial", "at most the 0 GPU", "1")),
-        ({"resources": {"cpus_per_trial": 6}}, ("resources.cpus_per_trial", "the 4 CPU(s) of one node", "6")),
+        (
+            {"resources": {"cpus_per_trial": 6}},
+            ("resources.workers_per_trial", "places for 0 worker(s) of 6 CPU(s)", "1"),
+        ),
         (
             {"finalists": {"resources": {"cpus_per_trial": 16, "workers_per_trial": 2}}},
             ("finalists.resources.cpus_per_trial", "at most the 8 CPU", "16"),
@@ -221,11 +227,34 @@ def test_damaged_parquet(refused, tmp_path: Path, content: str) -> None:
 def test_more_than_the_cluster_has(settings: dict[str, Any], words: tuple[str, ...]) -> None:
     config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, **settings})
     with pytest.raises(UserError) as caught:
-        check_capacity(config, Capacity(cpus=8, gpus=0, node_cpus=4, node_gpus=0))
+        check_capacity(config, Capacity(nodes=((4, 0), (4, 0))))
     assert_words(str(caught.value), words)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "resources", "places"),
+    [
+        # Six CPUs in all, but each node has room for one worker of two, not for one and a half.
+        (((3, 0), (3, 0)), {"cpus_per_trial": 6, "workers_per_trial": 3}, 2),
+        # Eight CPUs on one node, a GPU on the other.
+        (((8, 0), (4, 1)), {"cpus_per_trial": 8, "gpus_per_trial": 1.0}, 0),
+    ],
+)
+def test_workers_must_fit_on_nodes(nodes: Any, resources: dict[str, Any], places: int) -> None:
+    config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, "resources": resources})
+    with pytest.raises(UserError, match=f"have places for {places} worker"):
+        check_capacity(config, Capacity(nodes=nodes))
+
+
+def test_trials_at_a_time() -> None:
+    two_nodes = Capacity(nodes=((3, 0), (3, 1)))
+    assert concurrent_trials(ResourcesConfig(cpus_per_trial=2), two_nodes) == 2
+    assert concurrent_trials(ResourcesConfig(cpus_per_trial=1, gpus_per_trial=0.3), two_nodes) == 3
+    assert concurrent_trials(ResourcesConfig(cpus_per_trial=2, workers_per_trial=2), two_nodes) == 3
+    assert concurrent_trials(ResourcesConfig(max_concurrent_trials=4), two_nodes) == 4
 
 
 def test_what_the_cluster_has_is_allowed() -> None:
     resources = {"cpus_per_trial": 8, "gpus_per_trial": 2, "workers_per_trial": 2}
     config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, "resources": resources})
-    check_capacity(config, Capacity(cpus=8, gpus=2, node_cpus=4, node_gpus=1))
+    check_capacity(config, Capacity(nodes=((4, 1), (4, 1))))

@@ -160,3 +160,8 @@ def test_an_empty_run_has_readable_tables(tmp_path: Path) -> None:
 def test_no_temporary_files_stay(ledger: Ledger) -> None:
     ledger.write_tables()
     assert [path for path in ledger.folder.rglob(".*") if path.is_file()] == []
+
+
+def test_a_record_that_was_being_written_is_none(ledger: Ledger) -> None:
+    (ledger.folder / "records" / "trials" / ".t0009.123.json").write_text('{"id": "t00')
+    assert [record.id for record in Ledger.load(ledger.folder).trials] == [record.id for record in ledger.trials]

@@ -144,7 +144,7 @@ def test_plot_where_words_are_searched(tmp_path: Path) -> None:
 
 
 def test_summary(ledger: Ledger) -> None:
-    write_summary(ledger, complete=True, wall_seconds=1.23, dataset={"name": "digits"})
+    write_summary(ledger, complete=True, wall_seconds=1.23, dataset={"name": "digits"}, revision="abc")
     summary = json.loads((ledger.folder / "summary.json").read_text())
     assert set(summary) == {
         "name", "complete", "wall_seconds", "trials", "finalist_runs", "objectives", "front", "hypervolume",

@@ -13,8 +13,8 @@ from tiny_data import ALL_AUGMENTATION, tiny_model, tiny_recipe
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT
-from lsmha.models.saved import load_model, save_model
 from lsmha.training import Trainer, predict_logits, train
+from lsmha.training.saved import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

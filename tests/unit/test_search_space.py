@@ -32,8 +32,8 @@ CHOICES: dict[str, list[Any]] = {
     "drop_path": [0.0, 0.3],
     "attention": ["auto", "sdpa"],
     "optimizer": ["sgd", "adamw"],
-    "epochs": [1, 5],
-    "warmup_epochs": [0.0, 3.0],
+    "label_smoothing": [0.0, 0.1],
+    "warmup_epochs": [0.0, 3.0, 30.0],
 }
 
 spaces = st.lists(st.sampled_from(sorted(CHOICES)), min_size=1, max_size=4, unique=True).flatmap(
@@ -151,7 +151,7 @@ def test_no_head_count_divides() -> None:
 
 def test_too_many_combinations() -> None:
     with pytest.raises(UserError, match=r"at most 200,000 combinations .* but got 1,000,000"):
-        SearchSpace({"batch_size": IntRange(low=1, high=1000), "epochs": IntRange(low=1, high=1000)}, BASE, TRAIN)
+        SearchSpace({"batch_size": IntRange(low=1, high=1000), "embed_dim": IntRange(low=1, high=1000)}, BASE, TRAIN)
 
 
 def test_a_count_too_large_to_enumerate() -> None:

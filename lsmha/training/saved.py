@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.models.cct import CCT
+from lsmha.models import CCT
 
 
 def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:
