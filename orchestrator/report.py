@@ -6,9 +6,10 @@ import json
 import platform
 import subprocess
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import torch
@@ -48,19 +49,17 @@ def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
 def finalists_table(ledger: Ledger) -> Table:
     """The finalists: mean and standard deviation over the seeds, best validation accuracy first."""
     table = _table(
-        "Finalists: mean ± standard deviation over n seeds",
-        *("n", "epochs", "val_accuracy", "test_accuracy", "latency_ms", "params"),
+        f"Finalists after {ledger.config.finalist_epochs()} epochs: mean ± standard deviation over n seeds",
+        *("n", "val_accuracy", "test_accuracy", "latency_ms"),
     )
     for row in finalist_summary(ledger):
         table.add_row(
             row["trial"],
             describe_point(row["point"]),
             str(row["n"]),
-            str(row["epochs"]),
             _spread(row["val_accuracy"], row["val_accuracy_std"]),
             _spread(row["test_accuracy"], row["test_accuracy_std"]),
             "" if row["latency_ms"] is None else f"{row['latency_ms']:.3f}",
-            f"{row['params']:,}",
         )
     return table
 
@@ -69,7 +68,7 @@ def _table(title: str, *numbers: str) -> Table:
     """A table of configurations; a narrow terminal folds those, never the numbers."""
     table = Table(title=title, title_justify="left")
     table.add_column("trial", no_wrap=True)
-    table.add_column("configuration", overflow="fold", min_width=20)
+    table.add_column("configuration", overflow="fold", min_width=18)
     for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
     return table
@@ -221,7 +220,7 @@ def _axis_label(metric: str) -> str:
 
 
 def _spread(mean: float, std: float | None) -> str:
-    return f"{mean:.4f}" + ("" if std is None else f" ± {std:.4f}")
+    return f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
 
 
 def _counts(records: list[TrialRecord]) -> dict[str, int]:
@@ -251,15 +250,20 @@ def _versions() -> dict[str, str | None]:
 
 
 def git_revision() -> str | None:
-    """Revision of the code on disk, with a mark if it has uncommitted changes; None outside a checkout."""
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    """Revision of the code, with a mark if its checkout has uncommitted changes; None where it came without one."""
+    checkout = Path(__file__).parents[1]
     try:
-        tracked = subprocess.run(
-            ["git", "-C", str(folder), "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
-        )
-        if tracked.returncode:
-            return None  # installed into some other project's checkout
+        origin = json.loads(distribution("lsmha-sweep").read_text("direct_url.json") or "{}")  # PEP 610
+    except PackageNotFoundError:
+        origin = {}
+    if "vcs_info" in origin:
+        return origin["vcs_info"]["commit_id"]
+    if not (checkout / ".git").exists() and origin.get("url", "").startswith("file://"):
+        checkout = Path(unquote(urlsplit(origin["url"]).path))  # installed as a copy of this folder
+    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        if not (checkout / ".git").exists():
+            return None
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None

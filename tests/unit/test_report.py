@@ -97,9 +97,9 @@ def test_finalists_are_summed_up_over_their_completed_seeds(ledger: Ledger) -> N
 
 def test_finalists_table(ledger: Ledger) -> None:
     rows = [line for line in text_of(finalists_table(ledger)).splitlines() if "t0" in line]
-    assert "0.9000" in rows[0]
+    assert "0.900" in rows[0]
     assert "±" not in rows[0]
-    assert "0.8200 ± 0.0283" in rows[1]
+    assert "0.820 ± 0.028" in rows[1]
 
 
 def test_hypervolume_and_its_reference(ledger: Ledger) -> None:
