@@ -1,9 +1,12 @@
-"""SIGINT and SIGTERM as an exception."""
+"""SIGINT and SIGTERM: an exception in the main thread, and a way out when that thread is stuck."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -21,8 +24,15 @@ class Interrupted(BaseException):
 
 
 @contextmanager
-def interrupts_as_exceptions() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up."""
+def interrupts_as_exceptions(
+    *, when_stuck: Callable[[Interrupted], None] = lambda _: None, grace_s: float = 10
+) -> Iterator[None]:
+    """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up.
+
+    A signal to the whole process group ends a local Ray cluster too, and Ray's compiled code may then wait for it for
+    minutes, where Python can raise nothing. So a process that still lives `grace_s` seconds after the signal calls
+    `when_stuck` in another thread and exits.
+    """
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -30,6 +40,20 @@ def interrupts_as_exceptions() -> Iterator[None]:
         raise Interrupted(number)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    # The interpreter writes a signal's number to this pipe at once, whatever the main thread is doing.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while number := os.read(reader, 1):
+            if number[0] in previous:
+                time.sleep(grace_s)
+                when_stuck(Interrupted(number[0]))
+                os._exit(128 + number[0])
+        os.close(reader)
+
+    threading.Thread(target=watch, name="interrupts", daemon=True).start()
     try:
         yield
     except BaseException:
@@ -38,5 +62,7 @@ def interrupts_as_exceptions() -> Iterator[None]:
             raise Interrupted(received[0]) from None
         raise
     finally:
+        signal.set_wakeup_fd(previous_writer)
+        os.close(writer)
         for number, handler in previous.items():
             signal.signal(number, handler)

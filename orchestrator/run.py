@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from orchestrator.ledger import Ledger, check_new_folder
 from orchestrator.preflight import check_batches, load_data
 from orchestrator.progress import sweep_progress
 from orchestrator.report import front_table, git_revision, plot_front, show_results, write_summary
+from orchestrator.search_space import SearchSpace
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
 from orchestrator.sweep_config import SweepConfig
 
@@ -40,12 +42,10 @@ def run_sweep(
     with connect(address, dashboard=dashboard) as capacity:
         check_capacity(config, capacity)
         ledger = Ledger.create(folder, config)
-        started = time.monotonic()
-        revision = git_revision()  # now: the code on disk may change while this one runs
-        complete = False
+        ending = _Ending(config, space, dataset, ledger, console, quiet=quiet)
         try:
             with (
-                interrupts_as_exceptions(),
+                interrupts_as_exceptions(when_stuck=ending.write),
                 sweep_progress(
                     console, lambda: front_table(ledger, title="Front, best first"), quiet=quiet
                 ) as progress,
@@ -55,32 +55,65 @@ def run_sweep(
                 sweep.search(study)
                 _mark(folder, "finalists")
                 sweep.train_finalists()
-            complete = True
+            ending.write(complete=True)
         except Interrupted as interrupted:
-            console.print(
-                f"interrupted by {interrupted}: {len(ledger.trials)} of {num_trials(config, space)} trials and "
-                f"{len(ledger.finalists)} finalist runs are recorded",
-                highlight=False,
-                soft_wrap=True,
-            )
+            ending.write(interrupted)
             raise
         finally:
+            ending.write()
+    wanted, tested = config.finalists.max_finalists, any(record.completed for record in ledger.finalists)
+    return 0 if ledger.front() and (tested or not wanted) else 1
+
+
+class _Ending:
+    """What is left to do when a sweep ends, however it does: write what follows from the records, and say so."""
+
+    def __init__(
+        self,
+        config: SweepConfig,
+        space: SearchSpace,
+        dataset: Dataset,
+        ledger: Ledger,
+        console: Console,
+        *,
+        quiet: bool,
+    ) -> None:
+        self._config, self._space, self._dataset, self._ledger = config, space, dataset, ledger
+        self._console, self._quiet = console, quiet
+        self._started = time.monotonic()
+        self._revision = git_revision()  # now: the code on disk may change while this one runs
+        self._lock = threading.Lock()
+        self._written = False
+
+    def write(self, interrupted: Interrupted | None = None, *, complete: bool = False) -> None:
+        """Do it once, whichever thread comes first."""
+        with self._lock:
+            if self._written:
+                return
+            self._written = True
+            ledger = self._ledger
             ledger.write_tables()
-            plot_front(ledger, folder / "front.png")
-            seconds = time.monotonic() - started
+            plot_front(ledger, ledger.folder / "front.png")
             write_summary(
                 ledger,
                 complete=complete,
-                wall_seconds=seconds,
-                dataset=describe_dataset(dataset),
-                revision=revision,
+                wall_seconds=time.monotonic() - self._started,
+                dataset=describe_dataset(self._dataset),
+                revision=self._revision,
             )
-            _mark(folder, "complete" if complete else "interrupted")
-            if not quiet:
-                show_results(ledger, console)
-                console.print(f"run folder: {folder}", highlight=False, soft_wrap=True)
-    wanted, tested = config.finalists.max_finalists, any(record.completed for record in ledger.finalists)
-    return 0 if ledger.front() and (tested or not wanted) else 1
+            _mark(ledger.folder, "complete" if complete else "interrupted")
+            if interrupted is not None:
+                total = num_trials(self._config, self._space)
+                self._say(
+                    f"interrupted by {interrupted}: {len(ledger.trials)} of {total} trials and "
+                    f"{len(ledger.finalists)} finalist runs are recorded"
+                )
+            if not self._quiet:
+                show_results(ledger, self._console)
+                self._say(f"run folder: {ledger.folder}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:

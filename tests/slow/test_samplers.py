@@ -13,7 +13,7 @@ from orchestrator.sweep_config import SearchConfig, load_sweep_config
 
 PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500
-TOLD_EVERY = {"gp": 10}
+TOLD_EVERY = {"gp": 25}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
 
 

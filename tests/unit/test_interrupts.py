@@ -1,0 +1,58 @@
+"""Signals reach the main thread as an exception, or end the process where it can't be reached."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_an_exception_and_the_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    script = f"""
+import os, signal
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+before = signal.getsignal({int(number)})
+try:
+    with interrupts_as_exceptions():
+        try:
+            os.kill(os.getpid(), {int(number)})
+            signal.pause()
+        except Interrupted:
+            raise SystemError("what compiled code makes of it")
+except Interrupted as interrupted:
+    assert signal.getsignal({int(number)}) == before
+    os._exit(interrupted.exit_code)
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 128 + number
+    assert signal.getsignal(number) == before
+
+
+def test_a_main_thread_that_is_stuck_is_left(tmp_path: Path) -> None:
+    # Another handler in the main thread stands for code that never returns to the interpreter.
+    script = """
+import os, signal, sys, time
+from pathlib import Path
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+with interrupts_as_exceptions(when_stuck=lambda who: Path(sys.argv[1]).write_text(str(who)), grace_s=0.2):
+    signal.signal(signal.SIGTERM, lambda number, frame: time.sleep(50))
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    said = tmp_path / "said"
+    assert subprocess.run([sys.executable, "-c", script, str(said)], timeout=30).returncode == 143
+    assert said.read_text() == "SIGTERM"
+
+
+def test_without_a_signal_nothing_happens() -> None:
+    with pytest.raises(KeyError), interrupts_as_exceptions(grace_s=0):
+        raise KeyError
+    assert os.getpid()
+    assert issubclass(Interrupted, BaseException)
+    assert not issubclass(Interrupted, Exception)
