@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,14 +81,15 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
         raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
     local: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if wanted == "local" else {}
     try:
-        ray.init(
-            address=wanted,
-            runtime_env={"env_vars": WORKER_ENVIRONMENT},
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            configure_logging=True,
-            **local,
-        )
+        with _children_deaf_to_sigterm():
+            ray.init(
+                address=wanted,
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                **local,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {reason}") from None
@@ -95,6 +97,20 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
         yield _capacity()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _children_deaf_to_sigterm() -> Iterator[None]:
+    """Processes started in the block take no SIGTERM, as Ray's take no SIGINT; `ray.shutdown` ends them all the same.
+
+    Job schedulers signal the whole process group. A local cluster that ends before its driver leaves that driver
+    waiting, in compiled code, for replies that never come.
+    """
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def concurrent_trials(resources: ResourcesConfig, capacity: Capacity) -> int:

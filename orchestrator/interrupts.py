@@ -29,9 +29,8 @@ def interrupts_as_exceptions(
 ) -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up.
 
-    A signal to the whole process group ends a local Ray cluster too, and Ray's compiled code may then wait for it for
-    minutes, where Python can raise nothing. So a process that still lives `grace_s` seconds after the signal calls
-    `when_stuck` in another thread and exits.
+    Ray's compiled code may wait for a cluster that has gone for minutes, where Python can raise nothing. So a process
+    that still lives `grace_s` seconds after the signal calls `when_stuck` in another thread and exits.
     """
     received: list[int] = []
 
