@@ -101,7 +101,7 @@ class _Ending:
                 dataset=describe_dataset(self._dataset),
                 revision=self._revision,
             )
-            _mark(ledger.folder, "complete" if complete else "interrupted")
+            _mark(ledger.folder, "complete" if complete else "interrupted" if interrupted else "crashed")
             if interrupted is not None:
                 total = num_trials(self._config, self._space)
                 self._say(

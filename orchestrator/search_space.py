@@ -45,10 +45,12 @@ class SearchSpace:
         self.points = self._enumerate()
         """The valid combinations of the discrete dimensions, in grid order; continuous dimensions are not in them."""
 
-    @property
+    @cached_property
     def is_finite(self) -> bool:
-        """Whether `points` is the whole space."""
-        return len(self._values) == len(self.dimensions)
+        """Whether `points` is the whole space: no continuous dimension has an effect at any of them."""
+        continuous = [name for name in self.dimensions if name not in self._values]
+        at_points = (self.canonical({**dict.fromkeys(continuous, 0.0), **point}) for point in self.points)
+        return not continuous or all(point[name] is None for point in at_points for name in continuous)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -63,7 +65,7 @@ class SearchSpace:
                 distributions[name] = CategoricalDistribution(list(range(len(self._values[name]))))
         return distributions
 
-    def decode(self, params: Mapping[str, Any]) -> Point:
+    def decode(self, params: Mapping[str, Any]) -> dict[str, Scalar]:
         """The values behind sampled parameters, valid or not."""
         return {name: self._values[name][value] if name in self._values else value for name, value in params.items()}
 
@@ -109,38 +111,42 @@ class SearchSpace:
         """What tells this point from others."""
         return tuple(point[name] for name in self.dimensions)
 
-    def nearest(self, point: Point, *, visited: Container[Key], rng: np.random.Generator) -> Point | None:
-        """The valid point closest to `point` that is not in `visited`; None when all are used up.
+    def nearest(
+        self, values: Mapping[str, Scalar], *, visited: Container[Key], rng: np.random.Generator
+    ) -> Point | None:
+        """The valid point closest to `values` that is not in `visited`; None when all are used up.
 
         Distance counts ranks over the range in ordered dimensions and 0 or 1 in the others; dimensions without effect
-        do not count, and ties fall to chance. Continuous dimensions keep their value.
+        do not count, and ties fall to chance. Continuous dimensions take their value from `values` wherever they have
+        an effect, so `values` holds one for each, whether or not it has an effect at `values` itself.
         """
+        proposed = self.canonical(values)
         distance = np.zeros(len(self.points))
-        for column, (name, values) in enumerate(self._values.items()):
+        for column, (name, choices) in enumerate(self._values.items()):
             ranks = self._ranks[:, column]
-            value = point[name]
-            own = float("nan") if value is None else values.index(value)
-            if _is_ordered(values):
-                apart = np.abs(ranks - own) / max(1, len(values) - 1)
+            value = proposed[name]
+            own = float("nan") if value is None else choices.index(value)
+            if _is_ordered(choices):
+                apart = np.abs(ranks - own) / max(1, len(choices) - 1)
             else:
                 apart = (ranks != own).astype(float)
                 apart[np.isnan(ranks) | np.isnan(own)] = 0
             distance += np.nan_to_num(apart)
         for index in np.lexsort((rng.random(len(distance)), distance)):
-            candidate: Point = {**point, **self.points[index]}
+            candidate = self.canonical({**values, **self.points[index]})
             if self.key(candidate) not in visited:
                 return candidate
         return None
 
-    def redraw_continuous(self, point: Point, *, rng: np.random.Generator) -> Point:
-        """The point with its continuous dimensions drawn anew, uniformly (in the logarithm where that is searched)."""
-        drawn: Point = {}
+    def redraw_continuous(self, values: Mapping[str, Scalar], *, rng: np.random.Generator) -> dict[str, Scalar]:
+        """`values` with the continuous dimensions drawn anew, uniformly (in the logarithm where that is searched)."""
+        drawn: dict[str, Scalar] = {}
         for name, dimension in self.dimensions.items():
-            if isinstance(dimension, FloatRange) and point[name] is not None:
+            if isinstance(dimension, FloatRange):
                 low, high = dimension.low, dimension.high
                 value = np.exp(rng.uniform(np.log(low), np.log(high))) if dimension.log else rng.uniform(low, high)
                 drawn[name] = min(max(float(value), low), high)
-        return {**point, **drawn}
+        return {**values, **drawn}
 
     @cached_property
     def _ranks(self) -> np.ndarray:

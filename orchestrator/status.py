@@ -41,12 +41,12 @@ def show_status(folder: Path, console: Console) -> None:
 
 
 def describe_stage(folder: Path) -> str:
-    """`complete`, `interrupted`, or the stage that is running; a run whose process is gone counts as interrupted."""
+    """`complete`, `interrupted`, `crashed` or the stage under way; without its process a run counts as interrupted."""
     try:
         state: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "not started"
-    if state["stage"] in ("complete", "interrupted"):
+    if state["stage"] in ("complete", "interrupted", "crashed"):
         return state["stage"]
     where = f"process {state['pid']} on {state['host']}"
     if state["host"] == socket.gethostname() and not _is_alive(state["pid"]):

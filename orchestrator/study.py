@@ -90,12 +90,12 @@ class ProposalStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             trial = self._study.ask(self.space.distributions)
-        proposed = self.space.canonical(self.space.decode(trial.params))
-        target = proposed
+        values = self.space.decode(trial.params)
+        proposed = self.space.canonical(values)
         # A finite space has points left, or ask() had ended. With continuous dimensions a sampler may insist on values
         # at which every discrete point was visited; others are as good.
-        while (point := self.space.nearest(target, visited=self._visited, rng=self._rng)) is None:
-            target = self.space.redraw_continuous(target, rng=self._rng)
+        while (point := self.space.nearest(values, visited=self._visited, rng=self._rng)) is None:
+            values = self.space.redraw_continuous(values, rng=self._rng)
         if point == proposed:
             return trial, point
         self._study.tell(trial, state=TrialState.FAIL)

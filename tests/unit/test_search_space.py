@@ -87,13 +87,13 @@ def test_nearest_is_valid_and_new_until_nothing_is_left(dimensions: dict[str, li
     for _ in range(len(valid)):
         values = {name: data.draw(st.sampled_from(choices)) for name, choices in dimensions.items()}
         proposed = space.canonical(values)
-        nearest = space.nearest(proposed, visited=visited, rng=rng)
+        nearest = space.nearest(values, visited=visited, rng=rng)
         assert nearest is not None
         assert space.key(nearest) in valid - visited
         if space.key(proposed) in valid - visited:
             assert nearest == proposed
         visited.add(space.key(nearest))
-    assert space.nearest(proposed, visited=visited, rng=rng) is None
+    assert space.nearest(values, visited=visited, rng=rng) is None
 
 
 def test_nearest_counts_ranks() -> None:
@@ -116,6 +116,26 @@ def test_nearest_leaves_continuous_values_alone() -> None:
     space = SearchSpace({"num_heads": [5, 8], "drop_path": FloatRange(low=0.0, high=0.5)}, BASE, TRAIN)
     nearest = space.nearest({"num_heads": 5, "drop_path": 0.21}, visited=set(), rng=np.random.default_rng(0))
     assert nearest == {"num_heads": 8, "drop_path": 0.21}
+
+
+def test_nearest_gives_continuous_values_where_they_have_an_effect_and_only_there() -> None:
+    dimensions = {"num_conv_blocks": [0, 3], "mlp_ratio": FloatRange(low=0.5, high=2.0)}
+    space = SearchSpace(dimensions, BASE.model_copy(update={"depth": 3}), TRAIN)
+    rng = np.random.default_rng(0)
+    plain_cnn = {"num_conv_blocks": 3, "mlp_ratio": 1.5}
+    assert space.nearest(plain_cnn, visited=set(), rng=rng) == {"num_conv_blocks": 3, "mlp_ratio": None}
+    assert space.nearest(plain_cnn, visited={(3, None)}, rng=rng) == {"num_conv_blocks": 0, "mlp_ratio": 1.5}
+    transformer = {"num_conv_blocks": 0, "mlp_ratio": 1.5}
+    assert space.nearest(transformer, visited={(0, 1.5)}, rng=rng) == {"num_conv_blocks": 3, "mlp_ratio": None}
+    assert space.nearest(transformer, visited={(0, 1.5), (3, None)}, rng=rng) is None
+
+
+def test_a_continuous_dimension_without_any_effect_leaves_the_space_finite() -> None:
+    dropout = FloatRange(low=0.0, high=0.5)
+    base = BASE.model_copy(update={"depth": 2})
+    assert SearchSpace({"num_conv_blocks": [2], "attn_drop": dropout}, base, TRAIN).is_finite
+    assert not SearchSpace({"num_conv_blocks": [1, 2], "attn_drop": dropout}, base, TRAIN).is_finite
+    assert not SearchSpace({"num_conv_blocks": [2], "label_smoothing": dropout}, base, TRAIN).is_finite
 
 
 def test_dimensions_without_effect_are_none() -> None:

@@ -101,6 +101,27 @@ def test_continuous_dimension(sampler: str) -> None:
     assert {proposal.model.num_heads for proposal in proposals} == {1}
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random"])
+def test_continuous_dimension_that_plain_cnns_do_not_have(sampler: str) -> None:
+    dimensions = {"mlp_ratio": FloatRange(low=1.0, high=4.0), "num_conv_blocks": [0, 2]}
+    proposals = run(study_of(dimensions, sampler=sampler, num_trials=12), 12)
+    assert len(set(architectures(proposals))) == 12
+    assert sum(proposal.model.num_conv_blocks == 2 for proposal in proposals) <= 1
+    transformers = [proposal for proposal in proposals if proposal.model.num_conv_blocks == 0]
+    assert all(proposal.model.mlp_ratio == proposal.point["mlp_ratio"] for proposal in transformers)
+    assert len({proposal.model.mlp_ratio for proposal in transformers}) == len(transformers)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[:-1])
+def test_a_continuous_dimension_without_effect_does_not_keep_a_search_going(sampler: str) -> None:
+    dimensions = {
+        "attn_drop": FloatRange(low=0.0, high=0.5),
+        "num_conv_blocks": [2],
+        "conv_kind": ["conv3x3", "residual"],
+    }
+    assert len(run(study_of(dimensions, sampler=sampler, num_trials=12), 12)) == 2
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_warm_start_comes_first_and_once(sampler: str) -> None:
     points = ({"num_heads": 4, "depth": 2}, {"num_heads": 1, "depth": 1}, {"num_heads": 4, "depth": 2})
