@@ -11,8 +11,8 @@ CONSTRAINTS ?= constraints.txt
 PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
 	$(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST = $(VENV)/bin/python -m pytest
-# The unit tests' tensors are small: threads cost more than they bring.
-PYTEST_UNIT = OMP_NUM_THREADS=1 $(PYTEST)
+# The unit tests' tensors are small: threads cost more than they bring, processes do not.
+PYTEST_UNIT = OMP_NUM_THREADS=1 $(PYTEST) -n auto
 
 # A stamp says that an installation is done; it is repeated when what it was made from is newer.
 RUN_STAMP = $(VENV)/.installed

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+Pooling = Literal["mean", "sequence", "flatten"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
@@ -240,3 +241,84 @@ class LatencyConfig(Config):
     """Time budget per batch size once `min_iterations` are done."""
     target_spread: float = Field(0.03, gt=0)
     """Stop once the interquartile range is below this part of the median."""
+
+
+class ReadoutConfig(Config):
+    """How the linear read-out of a frozen block is trained."""
+
+    solver: Literal["lbfgs", "sgd"] = "lbfgs"
+    """`lbfgs` solves the convex problem on pooled features that were computed once: deterministic, and fast. `sgd` is
+    the recipe published with arXiv:2501.12880, through the network on augmented images, with the settings below."""
+    pooling: Pooling = "mean"
+    """How tokens become features: their mean, their average by learnt weights (`sequence`, with `sgd` only, since that
+    problem is not convex), or all of them side by side (`flatten`)."""
+    weight_decay: float = Field(1e-3, ge=0)
+    """L2 penalty: the loss has weight_decay / 2 times the sum of squared weights. Of both solvers."""
+    max_train_images: int | None = Field(None, ge=2)
+    """Train on this many images only, stratified by label; all by default. Of both solvers."""
+    max_iterations: int = Field(500, ge=1)
+    """Iterations of `lbfgs` at most."""
+    epochs: int = Field(200, ge=1)
+    """Epochs of `sgd`."""
+    batch_size: int = Field(100, ge=1)
+    """Images per step of `sgd`."""
+    learning_rate: float = Field(0.01, gt=0)
+    """Learning rate of the first epoch of `sgd`."""
+    lr_decay: float = Field(0.975, gt=0, le=1)
+    """Factor on the learning rate of `sgd` after each epoch."""
+    momentum: float = Field(0.975, ge=0, lt=1)
+    """Nesterov momentum of `sgd`."""
+    augment: AugmentConfig = AugmentConfig(flip=True, translate=4)
+    """Augmentation of the images that `sgd` sees."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.solver == "lbfgs" and self.pooling == "sequence":
+            raise ValueError("pooling must be mean or flatten for solver lbfgs, but got pooling='sequence'")
+        if self.augment.mixup_alpha or self.augment.cutmix_alpha:
+            raise ValueError("augment must not mix images (mixup_alpha=0, cutmix_alpha=0) for a read-out")
+        return self
+
+
+class AnalysisConfig(Config):
+    """What is read out of a trained network, and how its fields are judged."""
+
+    taps: tuple[Literal["attn", "mlp", "block"], ...] = Field(("attn",), min_length=1, strict=False)
+    """Where transformer blocks are read: head outputs before the projection (`attn`), hidden nodes of the MLP (`mlp`),
+    the block's output (`block`). Conv blocks are always read at their output."""
+    readout: ReadoutConfig = ReadoutConfig()
+    """How read-outs are trained."""
+    pooling_weights: Literal["shared", "silenced"] = "shared"
+    """Pooling weights under a single head: those of all heads (`shared`: the fields of the heads add up to the logits),
+    or computed anew from that head alone (`silenced`). They differ with sequence pooling only."""
+    threshold: float = Field(0.3, ge=0, lt=1)
+    """An element of a field matrix above this part of the matrix's maximum counts as one."""
+    permutations: int = Field(1000, ge=1)
+    """Label permutations behind the null distribution of the overlap between heads."""
+    seed: int = Field(0, ge=0)
+    """Seed of initial read-out weights, of their data order, and of the permutations."""
+
+    @field_validator("taps")
+    @classmethod
+    def _distinct(cls, taps: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(taps)) < len(taps):
+            raise ValueError(f"each tap may appear once, but got {list(taps)}")
+        return taps
+
+
+class PruningConfig(Config):
+    """How trained networks are pruned by their fields, and trained again."""
+
+    methods: tuple[Literal["afcc", "andc"], ...] = Field(("afcc", "andc"), min_length=1, strict=False)
+    """`afcc` prunes between conv blocks (and the classifier of a plain CNN), `andc` transformer blocks; a network
+    without such connections is left out."""
+    thresholds: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field((0.3, 0.5, 0.7), min_length=1, strict=False)
+    """Thresholds on the fields: higher ones leave units fewer labels, and networks fewer weights."""
+    epochs: int = Field(3, ge=1)
+    """Epochs of retraining with the mask held at every step; the unpruned network is trained on as long."""
+    learning_rate_ratio: float = Field(0.1, gt=0)
+    """Peak learning rate of retraining over that of training."""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, strict=False)
+    """One retraining and one random control for each seed."""
+    readout: ReadoutConfig = ReadoutConfig()
+    """How the read-outs behind the fields are trained."""

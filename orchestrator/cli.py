@@ -58,7 +58,7 @@ def run(
     """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
     from orchestrator.plan import show_plan
     from orchestrator.run import run_sweep
-    from orchestrator.sweep_config import load_sweep_config
+    from orchestrator.sweep_yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
     console = Console()
@@ -73,7 +73,7 @@ def run(
 def validate(space: SpaceArgument, set_: SetOption = None) -> None:
     """Check a sweep's YAML and count its configurations, without touching data or cluster."""
     from orchestrator.stages import build_space
-    from orchestrator.sweep_config import load_sweep_config
+    from orchestrator.sweep_yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
     built = build_space(config)
@@ -158,6 +158,73 @@ def latency(
         variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
         settings={"batch_sizes": batch_sizes, "dtype": dtype, "device": device, "threads": threads},
     )  # fmt: skip
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep analyze runs/quickstart --set analysis.threshold=0.5\n\n"
+    "lsmha-sweep analyze runs/quickstart/finalists/t0003-s0\n\n"
+    "lsmha-sweep analyze cct_7_3x1_32_c100.pth --num-heads 4 --data cifar100"
+)
+def analyze(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder, folder of a trained network, or published weights."),
+    ],
+    num_heads: Annotated[int | None, typer.Option(help="Heads of published weights, which do not tell.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for a checkpoint's results.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set of a checkpoint.")] = None,
+    data_path: Annotated[str | None, typer.Option(help="Its folder or file.")] = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Read out of trained networks what each head, node and filter recognises, and how clearly."""
+    from orchestrator.analyze import analyze_checkpoint, analyze_run
+
+    if (target / "config.yaml").is_file():
+        for name, value in (("--num-heads", num_heads), ("--out", out), ("--data", data), ("--data-path", data_path)):
+            if value is not None:
+                raise UserError(f"{name}: only for a checkpoint, since a run knows its own, but got {str(value)!r}")
+        raise typer.Exit(analyze_run(target, set_ or [], Console(), address=address, quiet=quiet))
+    asked = {name: value for name, value in (("name", data), ("path", data_path)) if value is not None}
+    code = analyze_checkpoint(
+        target, out, set_ or [], Console(), num_heads=num_heads, data=asked, address=address, quiet=quiet
+    )
+    raise typer.Exit(code)
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep committee runs/quickstart\n\n"
+    "lsmha-sweep committee runs/heads runs/cnns --out runs/heads-and-cnns"
+)
+def committee(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs over the same test set.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the committees of several runs.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Form committees of the finalists from their stored logits, and say what they gain."""
+    from orchestrator.committee import show_committees
+
+    raise typer.Exit(show_committees(runs, out, Console(), quiet=quiet))
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep prune runs/quickstart\n\n"
+    "lsmha-sweep prune runs/quickstart --finalist t0003-s0 --set pruning.thresholds='[0.2, 0.4]'"
+)
+def prune(
+    run: RunArgument,
+    finalist: Annotated[
+        list[str] | None, typer.Option(metavar="ID", help="Finalist run to prune; may be repeated. Default: all.")
+    ] = None,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Prune finalists by what their units recognise, retrain them, and compare with random pruning as sparse."""
+    from orchestrator.prune import prune_run
+
+    raise typer.Exit(prune_run(run, finalist or [], set_ or [], Console(), address=address, quiet=quiet))
 
 
 def main() -> None:

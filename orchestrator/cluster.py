@@ -127,8 +127,23 @@ def check_capacity(config: SweepConfig, capacity: Capacity) -> None:
     """
     check_resources("resources", config.resources, capacity)
     check_resources("finalists.resources", config.finalist_resources(), capacity)
+    if config.analysis.enabled:
+        check_task(*config.analysis_resources(), capacity)
     if config.latency.device == "cuda" and capacity.gpus < 1:
         raise UserError("latency.device: must be cpu or auto on a cluster without GPUs, but got 'cuda'")
+
+
+def check_task(cpus: int, gpus: float, capacity: Capacity) -> None:
+    """Refuse the analysis of one network that the cluster cannot hold.
+
+    Raises:
+        UserError: It asks for more than a node has.
+    """
+    if not capacity.places(cpus, gpus):
+        raise UserError(
+            "analysis.cpus_per_task, analysis.gpus_per_task: must fit on one node of the cluster, "
+            f"but got {cpus} CPU(s) and {gpus:g} GPU(s)"
+        )
 
 
 def check_resources(section: str, resources: ResourcesConfig, capacity: Capacity) -> None:

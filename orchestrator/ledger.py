@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.pareto import pareto_mask
+from lsmha.tables import write_table
 from orchestrator.errors import UserError
 from orchestrator.records import TrialRecord
-from orchestrator.sweep_config import ObjectiveConfig, SweepConfig, dump_yaml
+from orchestrator.sweep_config import ObjectiveConfig, SweepConfig
+from orchestrator.sweep_yaml import dump_yaml
 
 
 class Ledger:
     """Everything a sweep has found out, on disk as soon as it is known.
 
-    `records/` holds the truth, a JSON file per trial, finalist and latency; the tables can be made again from it.
+    `records/` holds the truth, a JSON file per trial, finalist, latency and analysis and one for the committees; the
+    tables can be made again from it.
     """
 
     def __init__(self, folder: Path, config: SweepConfig) -> None:
@@ -31,6 +32,9 @@ class Ledger:
         self.trials: list[TrialRecord] = []
         self.finalists: list[TrialRecord] = []
         self.latencies: list[dict[str, Any]] = []
+        self.analyses: dict[str, dict[str, Any]] = {}
+        """By finalist: `status`, `error`, and the rows of its blocks."""
+        self.committees: list[dict[str, Any]] = []
 
     @classmethod
     def create(cls, folder: Path, config: SweepConfig) -> Ledger:
@@ -55,7 +59,7 @@ class Ledger:
         Raises:
             UserError: It is not a run folder, or one of its records cannot be read.
         """
-        from orchestrator.sweep_config import load_sweep_config
+        from orchestrator.sweep_yaml import load_sweep_config
 
         if not (folder / "config.yaml").is_file():
             raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
@@ -63,10 +67,7 @@ class Ledger:
         for path in sorted((folder / "records").glob("*/[!.]*.json")):  # dot files are half-written ones
             try:
                 content = json.loads(path.read_text(encoding="utf-8"))
-                if path.parent.name == "latency":
-                    ledger.latencies += content
-                else:
-                    ledger._records(path.parent.name).append(TrialRecord(**content))
+                ledger._take(path.parent.name, path.stem, content)
             except (ValueError, TypeError) as error:
                 raise UserError(f"RUN: record {path} cannot be read: {error}") from None
         return ledger
@@ -84,18 +85,34 @@ class Ledger:
         self.latencies += rows
         self._write_json(f"latency/{name}.json", rows)
 
+    def add_analysis(self, run_id: str, blocks: list[dict[str, Any]], *, error: str | None = None) -> None:
+        """Record the analysis of a finalist, or why there is none."""
+        content = {"status": "failed" if error else "completed", "error": error, "blocks": blocks}
+        self._write_json(f"analyses/{run_id}.json", content)
+        self.analyses[run_id] = content
+
+    def set_committees(self, rows: list[dict[str, Any]]) -> None:
+        """Record the committees of the finalists; they replace earlier ones."""
+        self._write_json("committees/finalists.json", rows)
+        self.committees = rows
+
     def front(self) -> list[TrialRecord]:
         """Completed trials that no other one beats in every objective, best in the first objective first."""
         return pareto_front(self.trials, self.config.objectives)
 
     def write_tables(self) -> None:
         """Write every Parquet table anew, each atomically."""
-        self._write_table("trials", [record.row() for record in self.trials])
-        self._write_table("front", [record.row() for record in self.front()])
-        self._write_table("finalists", [record.row() for record in self.finalists])
-        self._write_table("latency", self.latencies)
+        write_table(self.folder / "trials.parquet", [record.row() for record in self.trials])
+        write_table(self.folder / "front.parquet", [record.row() for record in self.front()])
+        write_table(self.folder / "finalists.parquet", [record.row() for record in self.finalists])
+        write_table(self.folder / "latency.parquet", self.latencies)
+        if self.analyses:
+            blocks = [{"id": run_id, **row} for run_id, one in sorted(self.analyses.items()) for row in one["blocks"]]
+            write_table(self.folder / "analysis.parquet", blocks)
+        if self.committees:
+            write_table(self.folder / "committees.parquet", self.committees)
         curves = [{"id": record.id, **epoch} for record in self.trials + self.finalists for epoch in record.curve]
-        self._write_table("curves", curves)
+        write_table(self.folder / "curves.parquet", curves)
 
     def checkpoint_path(self, run_id: str) -> Path:
         """Where an unfinished training run keeps its state."""
@@ -104,6 +121,20 @@ class Ledger:
     def finalist_folder(self, run_id: str) -> Path:
         """Where a finalist's weights and test logits go."""
         return self.folder / "finalists" / run_id
+
+    def analysis_folder(self, run_id: str) -> Path:
+        """Where the analysis of a finalist goes."""
+        return self.folder / "analysis" / run_id
+
+    def _take(self, kind: str, name: str, content: Any) -> None:
+        if kind == "latency":
+            self.latencies += content
+        elif kind == "analyses":
+            self.analyses[name] = content
+        elif kind == "committees":
+            self.committees = content
+        else:
+            self._records(kind).append(TrialRecord(**content))
 
     def _add(self, kind: str, record: TrialRecord) -> None:
         self._write_json(f"{kind}/{record.id}.json", asdict(record))
@@ -115,12 +146,6 @@ class Ledger:
 
     def _write_json(self, name: str, content: Any) -> None:
         atomic_write_text(self.folder / "records" / name, json.dumps(content, indent=1) + "\n")
-
-    def _write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        table = pa.table({column: [row.get(column) for row in rows] for column in columns})
-        with atomic_path(self.folder / f"{name}.parquet") as temporary:
-            pq.write_table(table, temporary, write_page_checksum=True)
 
 
 def check_new_folder(folder: Path) -> None:

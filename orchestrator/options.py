@@ -24,8 +24,8 @@ def variant_config(name: str) -> ModelConfig:
     return VARIANTS[name]
 
 
-def validated(kind: type[Settings], content: dict[str, Any]) -> Settings:
-    """The settings in `content`.
+def validated(kind: type[Settings], content: dict[str, Any], *, prefix: str = "") -> Settings:
+    """The settings in `content`; `prefix` is the section that a message names.
 
     Raises:
         UserError: They are not valid.
@@ -33,4 +33,4 @@ def validated(kind: type[Settings], content: dict[str, Any]) -> Settings:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        raise UserError(describe_validation_error(error)) from None
+        raise UserError(describe_validation_error(error, prefix=prefix)) from None

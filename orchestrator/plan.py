@@ -46,7 +46,7 @@ def _print_plan(
         soft_wrap=True,
     )
     console.print(_describe_resources("trials", config.resources, capacity), highlight=False, soft_wrap=True)
-    runs = config.finalists.max_finalists * len(config.finalists.seeds)
+    runs = (config.finalists.max_finalists + len(config.finalists.include)) * len(config.finalists.seeds)
     if runs:
         console.print(
             f"{_describe_resources('finalists', config.finalist_resources(), capacity)}; up to {runs} runs of "

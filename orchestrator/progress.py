@@ -41,12 +41,21 @@ class Progress:
         self.activity = ""
         self._stage_started = time.monotonic()
 
-    def stage(self, title: str, total: int) -> None:
-        """A stage of `total` training runs begins."""
+    def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
+        """A stage of `total` pieces of work begins."""
         self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
         self.running.clear()
         self._stage_started = time.monotonic()
-        self._line(f"{title}: {total} training runs")
+        self._line(f"{title}: {total} {unit}")
+
+    def part(self, run_id: str, activity: str, done: int, total: int) -> None:
+        """A part of one run's work is done."""
+        self.activity = f"{run_id}: {activity} {done}/{total}"
+
+    def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
+        """Work on a run that is no training ended, well or not."""
+        self.done, self.failed, self.activity = self.done + (not failed), self.failed + failed, ""
+        self._line(f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
 
     def measuring(self, done: int, total: int) -> None:
         """Latency of `done` out of `total` architectures is known."""
@@ -101,9 +110,13 @@ class LiveProgress(Progress):
         )
         self._task = self._bars.add_task("starting", total=None)
 
-    def stage(self, title: str, total: int) -> None:
-        super().stage(title, total)
+    def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
+        super().stage(title, total, unit=unit)
         self._bars.reset(self._task, total=total, description=title)
+
+    def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
+        super().finished(run_id, outcome, failed=failed)
+        self._bars.update(self._task, completed=self.done + self.failed)
 
     def ended(self, record: TrialRecord) -> None:
         super().ended(record)

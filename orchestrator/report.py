@@ -19,6 +19,7 @@ from rich.table import Table
 from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.hardware import device_name
 from lsmha.pareto import hypervolume
+from orchestrator.analysis_report import committees_table
 from orchestrator.ledger import Ledger, objective_values
 from orchestrator.progress import describe_point
 from orchestrator.records import TrialRecord
@@ -75,10 +76,12 @@ def _table(title: str, *numbers: str) -> Table:
 
 
 def show_results(ledger: Ledger, console: Console) -> None:
-    """Print the front and the finalists."""
+    """Print the front, the finalists and their committees."""
     console.print(front_table(ledger))
     if any(record.completed for record in ledger.finalists):
         console.print(finalists_table(ledger))
+    if ledger.committees:
+        console.print(committees_table(ledger.committees))
 
 
 def finalist_summary(ledger: Ledger) -> list[dict[str, Any]]:
@@ -119,6 +122,11 @@ def write_summary(
         "front": [record.id for record in front],
         "hypervolume": front_hypervolume(ledger),
         "finalists": finalist_summary(ledger),
+        "analyses": {
+            status: sum(one["status"] == status for one in ledger.analyses.values())
+            for status in ("completed", "failed")
+        },
+        "committees": [row for row in ledger.committees if row["kind"] in ("group", "contrast")],
         "seeds": {
             "search": config.seed,
             "split": config.data.split_seed,

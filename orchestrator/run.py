@@ -27,7 +27,8 @@ from orchestrator.sweep_config import SweepConfig
 def run_sweep(
     config: SweepConfig, folder: Path, console: Console, *, address: str | None, dashboard: bool, quiet: bool
 ) -> int:
-    """Run the whole sweep into a new folder and return the exit code: 0, or 1 where every trial or finalist failed.
+    """Run the whole sweep into a new folder and return the exit code: 0; 1 if every trial, every finalist or any
+    analysis failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -55,14 +56,20 @@ def run_sweep(
                 sweep.search(study)
                 _mark(folder, "finalists")
                 sweep.train_finalists()
+                _mark(folder, "analysis")
+                sweep.analyse_finalists()
+                _mark(folder, "committees")
+                sweep.form_committees()
             ending.write(complete=True)
         except Interrupted as interrupted:
             ending.write(interrupted)
             raise
         finally:
             ending.write()
-    wanted, tested = config.finalists.max_finalists, any(record.completed for record in ledger.finalists)
-    return 0 if ledger.front() and (tested or not wanted) else 1
+    wanted = config.finalists.max_finalists or config.finalists.include
+    tested = any(record.completed for record in ledger.finalists)
+    analysed = all(one["status"] == "completed" for one in ledger.analyses.values())
+    return 0 if ledger.front() and (tested or not wanted) and analysed else 1
 
 
 class _Ending:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -87,6 +87,35 @@ class SearchSpace:
             else:
                 params[name] = self._values[name].index(value)
         return params
+
+    def params_of(self, point: Point) -> dict[str, Any]:
+        """`encode` where dimensions without effect may have any parameter.
+
+        Raises:
+            ValueError: A value is not in the space.
+        """
+        anything = {
+            name: distribution.low if hasattr(distribution, "low") else 0
+            for name, distribution in self.distributions.items()
+        }
+        return self.encode(point, inactive=anything)
+
+    def checked_points(self, listed: Iterable[Mapping[str, Scalar]], *, field: str) -> list[Point]:
+        """The distinct points that a setting lists, in its order.
+
+        Raises:
+            UserError: One is not valid or not in the space.
+        """
+        points: dict[Key, Point] = {}
+        for values in listed:
+            point = self.canonical(values)
+            try:
+                self.params_of(point)
+                self.build(point)
+            except ValueError:
+                raise UserError(f"{field}: each point must be valid and in the space, but got {dict(values)}") from None
+            points[self.key(point)] = point
+        return list(points.values())
 
     def canonical(self, values: Mapping[str, Scalar | None]) -> Point:
         """The point with None for each dimension that has no effect."""

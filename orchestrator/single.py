@@ -6,20 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from rich.console import Console
 
-from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.atomic import atomic_write_text
 from lsmha.models import model_cost
+from lsmha.tables import write_table
 from orchestrator.cluster import check_resources, connect
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.options import validated, variant_config
 from orchestrator.preflight import check_batch_sizes, load_data
 from orchestrator.searcher import JobSearcher
-from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig, apply_override
+from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig
+from orchestrator.sweep_yaml import apply_override
 from orchestrator.trial import TrialJob
 from orchestrator.tune_run import run_jobs
 
@@ -37,8 +37,9 @@ def train_one(
 ) -> int:
     """Train a published variant, with `settings` and `overrides` (`a.b=value`) applied, and test it once.
 
-    `folder` gets `model.safetensors`, `config.json`, `test_logits.safetensors`, `curve.parquet` and `result.json`. An
-    unfinished run there goes on from its last epoch. Returns the exit code: 0 trained and tested, 1 failed.
+    `folder` gets `model.safetensors`, `config.json`, `val_logits.safetensors`, `test_logits.safetensors`,
+    `curve.parquet` and `result.json`. An unfinished run there goes on from its last epoch. Returns the exit code: 0
+    trained and tested, 1 failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -71,8 +72,7 @@ def train_one(
         console.print(f"failed: {events.failure}", markup=False, highlight=False, soft_wrap=True)
         return 1
     curve = events.result["curve"]
-    with atomic_path(folder / "curve.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(curve), temporary, write_page_checksum=True)
+    write_table(folder / "curve.parquet", curve)
     result = {name: events.result[name] for name in ("test_accuracy", "test_loss", "precision", "train_device")}
     result |= {name: curve[-1][name] for name in ("epoch", "val_accuracy", "val_loss")}
     result |= model_cost(model)._asdict() | {"seed": config.train.seed, "workers": asked.workers_per_trial}

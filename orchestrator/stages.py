@@ -1,4 +1,4 @@
-"""The stages of a sweep: search the space, then train and test the finalists."""
+"""The stages of a sweep: search the space, train and test the finalists, analyse them, form their committees."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import ray
 from lsmha.data import Dataset
 from lsmha.models import model_cost
 from lsmha.training import EpochMetrics
-from lsmha.training.logits import FILE_NAME
+from lsmha.training.logits import logits_path
+from orchestrator.analysis_stage import analyse_finalists
 from orchestrator.cluster import Capacity, concurrent_trials
+from orchestrator.committee_stage import record_committees
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
@@ -40,7 +42,8 @@ def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSp
 
 def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
     """The study that proposes the sweep's trials."""
-    return ProposalStudy(space, config.search, config.objectives, seed=config.seed)
+    included = space.checked_points(config.finalists.include, field="finalists.include")
+    return ProposalStudy(space, config.search, config.objectives, seed=config.seed, first=included)
 
 
 def num_trials(config: SweepConfig, space: SearchSpace) -> int:
@@ -79,7 +82,7 @@ class _Recorder:
 
     def completed(self, job_id: str, result: dict[str, Any]) -> None:
         folder = self._entries[job_id].job.export
-        if folder is not None and not (folder / FILE_NAME).is_file():
+        if folder is not None and not logits_path(folder, "test").is_file():
             self.failed(
                 job_id, f"its files are not in {folder}: the run folder must be on storage that all nodes share"
             )
@@ -188,10 +191,10 @@ class Sweep:
             wave += 1
 
     def train_finalists(self) -> None:
-        """Train the front's configurations at the full budget with every seed, and test each run once."""
+        """Train the front's configurations, and those to include, at the full budget with every seed, and test once."""
         entries: dict[str, _Entry] = {}
         jobs = []
-        for record in select_finalists(self.ledger.front(), self.config.finalists.max_finalists):
+        for record in self._finalist_trials():
             model, train = self.space.build(record.point)
             for seed in self.config.finalists.seeds:
                 run_id = finalist_id(record.id, seed)
@@ -212,6 +215,27 @@ class Sweep:
                 entries, self.progress, workers=resources.workers_per_trial, add=self.ledger.add_finalist
             )
             self._run("finalists", JobSearcher(jobs), recorder, num_jobs=len(jobs), resources=resources)
+
+    def analyse_finalists(self) -> None:
+        """Read out of every trained finalist what its heads, nodes and filters recognise."""
+        if self.config.analysis.enabled:
+            analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays)
+
+    def form_committees(self) -> None:
+        """Let the finalists decide together, from their stored logits."""
+        if self.config.committees.enabled:
+            record_committees(self.ledger, self.progress)
+
+    def _finalist_trials(self) -> list[TrialRecord]:
+        chosen = select_finalists(self.ledger.front(), self.config.finalists.max_finalists)
+        listed = self.space.checked_points(self.config.finalists.include, field="finalists.include")
+        included = {self.space.key(point) for point in listed}
+        known = {record.id for record in chosen}
+        return chosen + [
+            record
+            for record in self.ledger.trials
+            if record.completed and self.space.key(record.point) in included and record.id not in known
+        ]
 
     def _run(
         self, name: str, searcher: JobSearcher, recorder: _Recorder, *, num_jobs: int, resources: ResourcesConfig

@@ -30,6 +30,12 @@ def show_status(folder: Path, console: Console) -> None:
         completed = sum(record.completed for record in records)
         lines.append(" ".join(f"{title}: {completed} completed, {len(records) - completed} failed {planned}".split()))
         lines += [f"  {record.id} failed: {record.error}" for record in records if not record.completed]
+    if ledger.analyses:
+        failed = {run_id: one["error"] for run_id, one in ledger.analyses.items() if one["status"] == "failed"}
+        lines.append(f"analyses: {len(ledger.analyses) - len(failed)} completed, {len(failed)} failed")
+        lines += [f"  {run_id} failed: {error}" for run_id, error in failed.items()]
+    if ledger.committees:
+        lines.append(f"committees: {sum(row['kind'] == 'committee' for row in ledger.committees)} scored")
     front = ledger.front()
     if front:
         objective = ledger.config.objectives[0].metric

@@ -14,7 +14,6 @@ from optuna.samplers import BaseSampler, GPSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 
 from lsmha.config import ModelConfig, TrainConfig
-from orchestrator.errors import UserError
 from orchestrator.search_space import Key, Point, SearchSpace
 from orchestrator.sweep_config import ObjectiveConfig, SearchConfig
 
@@ -39,12 +38,20 @@ class ProposalStudy:
     before is told to the study as failed, and the nearest point that is neither takes its place, under its own name:
     the sampler learns from what was really tried.
 
+    `first` are points to propose before the configured warm start.
+
     Raises:
         UserError: A warm-start point is not in the space.
     """
 
     def __init__(
-        self, space: SearchSpace, search: SearchConfig, objectives: Sequence[ObjectiveConfig], *, seed: int
+        self,
+        space: SearchSpace,
+        search: SearchConfig,
+        objectives: Sequence[ObjectiveConfig],
+        *,
+        seed: int,
+        first: Sequence[Point] = (),
     ) -> None:
         self.space = space
         self._metrics = [objective.metric for objective in objectives]
@@ -52,7 +59,8 @@ class ProposalStudy:
         self._rng = np.random.default_rng(seed)
         self._visited: set[Key] = set()
         self._trials: dict[int, optuna.trial.Trial] = {}
-        self._queue = deque(self._checked_warm_start(search))
+        warm_start = space.checked_points(search.warm_start, field="search.warm_start")
+        self._queue = deque({space.key(point): point for point in [*first, *warm_start]}.values())
         self._study = optuna.create_study(
             directions=[objective.direction for objective in objectives],
             sampler=_build_sampler(search, seed=seed),
@@ -64,7 +72,7 @@ class ProposalStudy:
             return None
         if self._queue or self._grid:
             point = self._queue.popleft() if self._queue else self._next_of_grid()
-            trial = self._ask_for(point, params=self._params_of(point))
+            trial = self._ask_for(point, params=self.space.params_of(point))
         else:
             trial, point = self._ask_sampler()
         self._visited.add(self.space.key(point))
@@ -110,27 +118,6 @@ class ProposalStudy:
 
     def _next_of_grid(self) -> Point:
         return next(point for point in self.space.points if self.space.key(point) not in self._visited)
-
-    def _params_of(self, point: Point) -> dict[str, Any]:
-        anything = {
-            name: distribution.low if hasattr(distribution, "low") else 0
-            for name, distribution in self.space.distributions.items()
-        }
-        return self.space.encode(point, inactive=anything)
-
-    def _checked_warm_start(self, search: SearchConfig) -> list[Point]:
-        points: dict[Key, Point] = {}
-        for values in search.warm_start:
-            point = self.space.canonical(values)
-            try:
-                self._params_of(point)
-                self.space.build(point)
-            except ValueError:
-                raise UserError(
-                    f"search.warm_start: each point must be valid and in the space, but got {values}"
-                ) from None
-            points[self.space.key(point)] = point
-        return list(points.values())
 
 
 def _build_sampler(search: SearchConfig, *, seed: int) -> BaseSampler:

@@ -1,17 +1,14 @@
-"""The YAML of a sweep: typed, documented, validated; the source of its JSON schema."""
+"""The settings of a sweep: typed, documented, validated; the source of its JSON schema."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from typing_extensions import Self
 
-from lsmha.config import Config, DataConfig, LatencyConfig, ModelConfig, TrainConfig
-from orchestrator.errors import UserError, describe_validation_error
+from lsmha.committees import Rule
+from lsmha.config import AnalysisConfig, Config, DataConfig, LatencyConfig, ModelConfig, PruningConfig, TrainConfig
 
 DATA_DEFINED = ("img_size", "in_channels", "num_classes")
 """Model fields that follow from the data set and cannot be set or searched."""
@@ -143,6 +140,9 @@ class FinalistsConfig(Config):
     """One training run for each configuration and seed."""
     resources: ResourcesConfig | None = None
     """What one run takes; by default what a trial does."""
+    include: tuple[dict[str, Scalar], ...] = Field((), strict=False)
+    """Points to retrain whether or not they are on the front, each with a value for every dimension of the space: the
+    members and controls of a committee, say. The search tries them first."""
 
     @field_validator("seeds")
     @classmethod
@@ -150,6 +150,35 @@ class FinalistsConfig(Config):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be distinct, but got {list(seeds)}")
         return seeds
+
+
+class AnalysisStageConfig(AnalysisConfig):
+    """The analysis of every finalist, a Ray task for each."""
+
+    enabled: bool = True
+    """Whether to do it."""
+    cpus_per_task: int | None = Field(None, ge=1)
+    """CPU cores of one task; by default those of one of a finalist's workers."""
+    gpus_per_task: float | None = Field(None, ge=0, le=1)
+    """GPUs of one task; by default those of one of a finalist's workers."""
+
+    def plain(self) -> AnalysisConfig:
+        """The analysis itself, without what it takes."""
+        return AnalysisConfig.model_validate({name: getattr(self, name) for name in AnalysisConfig.model_fields})
+
+
+class CommitteesConfig(Config):
+    """Committees of finalists, from their stored logits."""
+
+    enabled: bool = True
+    """Whether to form them."""
+    rules: tuple[Rule, ...] = Field(("softmax", "logits", "majority"), min_length=1, strict=False)
+    """What is summed: softmax outputs, logits, or votes. Curves over the committee size follow the first."""
+    max_exhaustive: int = Field(12, ge=2, le=12)
+    """Up to this many members, curves go through every committee of each size; beyond, through the order of a greedy
+    selection by validation accuracy."""
+    resamples: int = Field(2000, ge=100)
+    """Bootstrap resamples of the test images behind each interval."""
 
 
 class RunConfig(Config):
@@ -198,6 +227,12 @@ class SweepConfig(RunConfig):
     """What one trial takes."""
     finalists: FinalistsConfig = FinalistsConfig()
     """What is done with the front."""
+    analysis: AnalysisStageConfig = AnalysisStageConfig()
+    """What is read out of the finalists."""
+    committees: CommitteesConfig = CommitteesConfig()
+    """How finalists decide together."""
+    pruning: PruningConfig = PruningConfig()
+    """What `lsmha-sweep prune` does with them; a run itself prunes nothing."""
 
     @field_validator("objectives")
     @classmethod
@@ -223,17 +258,37 @@ class SweepConfig(RunConfig):
                         f"space.{name}: must be a list or a range of whole numbers for sampler grid, "
                         f"but got low={dimension.low}, high={dimension.high}"
                     )
-        for point in self.search.warm_start:
-            if set(point) != set(self.space):
-                raise ValueError(
-                    f"search.warm_start: each point needs exactly the keys {sorted(self.space)}, "
-                    f"but got {sorted(point)}"
-                )
+        for field, points in (
+            ("search.warm_start", self.search.warm_start),
+            ("finalists.include", self.finalists.include),
+        ):
+            for point in points:
+                if set(point) != set(self.space):
+                    raise ValueError(
+                        f"{field}: each point needs exactly the keys {sorted(self.space)}, but got {sorted(point)}"
+                    )
+        if len(self.finalists.include) > self.search.num_trials:
+            raise ValueError(
+                "search.num_trials must cover finalists.include, but got "
+                f"num_trials={self.search.num_trials} for {len(self.finalists.include)} points"
+            )
         return self
 
     def finalist_resources(self) -> ResourcesConfig:
         """What one finalist's training run takes."""
         return self.finalists.resources or self.resources
+
+    def analysis_resources(self) -> tuple[int, float]:
+        """CPU cores and GPUs of the analysis of one finalist."""
+        training = self.finalist_resources()
+        cpus, gpus = (
+            total / training.workers_per_trial for total in (training.cpus_per_trial, training.gpus_per_trial)
+        )
+        asked = self.analysis
+        return (
+            int(cpus) if asked.cpus_per_task is None else asked.cpus_per_task,
+            gpus if asked.gpus_per_task is None else asked.gpus_per_task,
+        )
 
     def finalist_epochs(self) -> int:
         """Epochs of a finalist's training run."""
@@ -271,80 +326,3 @@ def check_dimension(name: str, dimension: Dimension) -> None:
                 raise ValueError(f"space.{name}: {own[0]['msg'].lower()}, but got {value!r}") from None
     if isinstance(dimension, list) and len({(type(value), value) for value in dimension}) < len(dimension):
         raise ValueError(f"space.{name}: each choice may appear once, but got {dimension}")
-
-
-def load_sweep_config(path: Path, overrides: list[str] | None = None) -> SweepConfig:
-    """Read and validate a sweep's YAML (1.2: `1e-3` is a number, `on` a string, duplicate keys an error).
-
-    Args:
-        path: The file.
-        overrides: `a.b=value` settings, values in YAML, applied over the file.
-
-    Raises:
-        UserError: The file cannot be read or is not a valid sweep.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"SPACE.yaml: {path} cannot be read: {reason}") from None
-    content = _parse_yaml(text, source=str(path))
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: must be a mapping with keys such as name, data and space")
-    for override in overrides or []:
-        apply_override(content, override)
-    try:
-        return SweepConfig.model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path}: {describe_validation_error(error)}") from None
-
-
-def dump_yaml(config: SweepConfig, path: Path) -> None:
-    """Write the resolved configuration so that `load_sweep_config` reads the same one."""
-    content = config.model_dump(mode="json")
-    for name in DATA_DEFINED:
-        content["model"].pop(name)
-    yaml = YAML(typ="safe", pure=True)
-    yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
-    with path.open("w", encoding="utf-8") as file:
-        yaml.dump(content, file)
-
-
-def _parse_yaml(text: str, *, source: str) -> Any:
-    if any(token in text for token in ("&", "*")) and _has_alias(text):
-        raise UserError(f"{source}: aliases are not allowed")
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        problem = getattr(error, "problem", None) or "not valid YAML"
-        mark = getattr(error, "problem_mark", None)
-        where = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise UserError(" ".join(f"{source}: {problem}{where}".split())) from None
-
-
-def _has_alias(text: str) -> bool:
-    from ruamel.yaml.events import AliasEvent
-
-    try:
-        return any(isinstance(event, AliasEvent) for event in YAML(typ="safe", pure=True).parse(text))
-    except YAMLError:
-        return False  # the loader says what is wrong
-
-
-def apply_override(content: dict[str, Any], override: str) -> None:
-    """Set one `a.b=value` (the value in YAML) in nested mappings.
-
-    Raises:
-        UserError: It does not read so, or `a` is not a section.
-    """
-    dotted, separator, text = override.partition("=")
-    keys = dotted.split(".")
-    if not separator or not all(keys):
-        raise UserError(f"--set: must read a.b=value, but got {override!r}")
-    section: Any = content
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise UserError(f"--set {override}: {key} is a single value, not a section")
-    section[keys[-1]] = _parse_yaml(text, source=f"--set {override}")

@@ -18,7 +18,7 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.training import DivergenceError, EpochMetrics, Trainer, train
-from lsmha.training.logits import save_test_logits
+from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
 from orchestrator.sweep_config import ResourcesConfig
 
@@ -99,7 +99,8 @@ def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Save the weights and, in the one look at the test set, its logits. Returns the test metrics."""
     model, dataset = trainer.evaluated_model, trainer.dataset
     save_model(model, folder, dataset=dataset, train_config=trainer.config)
-    test = save_test_logits(model, folder, dataset=dataset, device=trainer.device)
+    save_logits(model, folder, "val", dataset=dataset, device=trainer.device)
+    test = save_logits(model, folder, "test", dataset=dataset, device=trainer.device)
     return {"test_accuracy": test.accuracy, "test_loss": test.loss}
 
 

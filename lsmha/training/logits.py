@@ -1,48 +1,54 @@
-"""Test logits on disk: what committees and error analyses need of a trained model."""
+"""Logits on disk: what committees and error analyses need of a trained model."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, device
 
 from lsmha.atomic import atomic_path
-from lsmha.data import Dataset
+from lsmha.data import Dataset, LabeledImages
 from lsmha.models import CCT
 from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
 
-FILE_NAME = "test_logits.safetensors"
+HeldOut = Literal["val", "test"]
+"""`val` logits are there to choose committee members by, `test` logits to report on."""
 
 
 class StoredLogits(NamedTuple):
-    """Logits (n, K), labels (n,), and the fingerprint of the test set they are of."""
+    """Logits (n, K), labels (n,), and the fingerprint of the test set that goes with them."""
 
     logits: Tensor
     labels: Tensor
     fingerprint: str
 
 
-def save_test_logits(model: CCT, folder: Path, *, dataset: Dataset, device: torch.device) -> Evaluation:
-    """Predict the test set once, keep logits and labels in `folder`, and return loss and accuracy."""
-    logits = predict_logits(model, dataset.test.images, dataset, device=device)
-    with atomic_path(folder / FILE_NAME) as temporary:
+def logits_path(folder: Path, split: HeldOut) -> Path:
+    """Where a model's folder keeps the logits of a split."""
+    return folder / f"{split}_logits.safetensors"
+
+
+def save_logits(model: CCT, folder: Path, split: HeldOut, *, dataset: Dataset, device: device) -> Evaluation:
+    """Predict a split once, keep logits and labels in `folder`, and return loss and accuracy."""
+    images: LabeledImages = getattr(dataset, split)
+    logits = predict_logits(model, images.images, dataset, device=device)
+    with atomic_path(logits_path(folder, split)) as temporary:
         save_file(
-            {"logits": logits.contiguous(), "labels": dataset.test.labels.clone()},
+            {"logits": logits.contiguous(), "labels": images.labels.clone()},
             temporary,
             metadata={"fingerprint": dataset.fingerprint, "dataset": dataset.name},
         )
-    return score_logits(logits, dataset.test.labels)
+    return score_logits(logits, images.labels)
 
 
-def load_test_logits(folder: Path) -> StoredLogits:
-    """What `save_test_logits` kept.
+def load_logits(folder: Path, split: HeldOut) -> StoredLogits:
+    """What `save_logits` kept.
 
     Raises:
         OSError: There is no such file.
     """
-    with safe_open(folder / FILE_NAME, framework="pt") as file:
+    with safe_open(logits_path(folder, split), framework="pt") as file:
         return StoredLogits(file.get_tensor("logits"), file.get_tensor("labels"), file.metadata()["fingerprint"])

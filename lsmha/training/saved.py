@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.models import CCT
+from lsmha.models import CCT, from_compact_transformers
 
 
 def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:
@@ -39,10 +43,86 @@ def load_model(folder: Path) -> CCT:
         OSError: A file is missing.
         ValueError: The weights do not fit the configuration.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = CCT(ModelConfig.model_validate(config["model"]))
+    model = CCT(load_model_config(folder))
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except RuntimeError as error:
-        raise ValueError(f"{folder}/model.safetensors does not fit config.json: {error}") from None
+        detail = " ".join(str(error).split())
+        raise ValueError(f"{folder}/model.safetensors does not fit config.json: {detail}") from None
     return model.eval()
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """The architecture of a saved model, without its weights.
+
+    Raises:
+        OSError: There is no `config.json`.
+        ValueError: It does not hold a valid architecture.
+    """
+    return ModelConfig.model_validate(_read_config(folder)["model"])
+
+
+def load_train_config(folder: Path) -> TrainConfig:
+    """The recipe that a saved model was trained by.
+
+    Raises:
+        OSError: There is no `config.json`.
+        ValueError: It does not hold a valid recipe.
+    """
+    return TrainConfig.model_validate_json(json.dumps(_read_config(folder)["train"]))
+
+
+def load_data_description(folder: Path) -> dict[str, Any]:
+    """What a saved model was trained on: `name`, `class_names`, `mean`, `std`, `test_fingerprint`.
+
+    Raises:
+        OSError: There is no `config.json`.
+        ValueError: It does not say.
+    """
+    return _read_config(folder)["data"]
+
+
+def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) -> CCT:
+    """A trained network in eval mode, on the CPU: a folder that `save_model` wrote, or a file of published
+    Compact-Transformers weights.
+
+    Args:
+        path: The folder or file. Files are read without running any code that may be in them.
+        img_size: Of the images it is for, in pixels; published weights do not tell.
+        num_heads: Of published weights, which do not tell that either; elsewhere it must fit or be None.
+
+    Raises:
+        ValueError: It cannot be read, or does not fit what the arguments say.
+    """
+    if not path.is_dir():
+        if num_heads is None:
+            raise ValueError("num_heads must be given for published weights: their shapes do not tell it")
+        return from_compact_transformers(_read_state_dict(path), num_heads=num_heads, img_size=img_size)
+    try:
+        model = load_model(path)
+    except (OSError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path} must hold a saved model (config.json, model.safetensors): {error}") from None
+    if num_heads not in (None, model.config.num_heads):
+        raise ValueError(f"num_heads must be {model.config.num_heads} for {path}, but got {num_heads}")
+    return model
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    except Exception as error:  # whatever a file that is no checkpoint makes of the unpickler
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} must be a file of weights alone, as torch.save writes it: {reason}") from None
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path} must hold a state_dict, but it holds something else")
+    return content
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not {"model", "train", "data"} <= content.keys():
+        raise ValueError(f"{folder}/config.json must hold model, train and data")
+    return content

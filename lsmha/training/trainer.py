@@ -60,13 +60,21 @@ class Trainer:
     of one rank. (Batch norm sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's
     own share.)
 
+    It starts from freshly initialised weights, or from `model`, which it takes over.
+
     Raises:
-        ValueError: batch_size exceeds the training images or is not a multiple of the ranks, or the model does not
-            fit the images.
+        ValueError: batch_size exceeds the training images or is not a multiple of the ranks, the model does not fit
+            the images, or `model` is of another architecture than `model_config`.
     """
 
     def __init__(
-        self, model_config: ModelConfig, train_config: TrainConfig, dataset: Dataset, *, device: torch.device
+        self,
+        model_config: ModelConfig,
+        train_config: TrainConfig,
+        dataset: Dataset,
+        *,
+        device: torch.device,
+        model: CCT | None = None,
     ) -> None:
         self.model_config, self.config, self.dataset, self.device = model_config, train_config, dataset, device
         distributed = dist.is_available() and dist.is_initialized()
@@ -74,8 +82,12 @@ class Trainer:
         self.world_size = dist.get_world_size() if distributed else 1
         self._check_fit()
 
-        with _seeded(device, train_config.seed):
-            self.model: CCT = create_model(model_config).to(device)
+        if model is None:
+            with _seeded(device, train_config.seed):
+                model = create_model(model_config)
+        elif model.config != model_config:
+            raise ValueError(f"model must be of model_config, but differs: {_differences(model_config, model.config)}")
+        self.model: CCT = model.to(device)
         self._replica: nn.Module = self.model
         if distributed:
             if device.type == "cuda":
@@ -259,16 +271,19 @@ def train(
     device: torch.device,
     on_epoch_end: Callable[[Trainer, EpochMetrics], None] | None = None,
     resume_from: str | os.PathLike[str] | None = None,
+    model: CCT | None = None,
 ) -> Trainer:
     """Train to the end of the recipe, from the start or from a checkpoint, and return the finished run.
 
-    `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run.
+    `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run. `model`, which is taken
+    over, replaces the freshly initialised weights of the start.
 
     Raises:
-        ValueError: The settings do not fit the data, or `resume_from` is of another run.
+        ValueError: The settings do not fit the data, `model` is of another architecture, or `resume_from` is of
+            another run.
         DivergenceError: The loss became NaN or infinite.
     """
-    trainer = Trainer(model_config, train_config, dataset, device=device)
+    trainer = Trainer(model_config, train_config, dataset, device=device, model=model)
     if resume_from is not None:
         trainer.load(resume_from)
     while trainer.epoch < train_config.epochs:
@@ -286,6 +301,11 @@ def _place(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
         if images.nbytes <= free // 4:
             return images.to(device), labels.to(device)
     return images, labels
+
+
+def _differences(wanted: ModelConfig, got: ModelConfig) -> str:
+    names = [name for name in ModelConfig.model_fields if getattr(wanted, name) != getattr(got, name)]
+    return ", ".join(f"{name} must be {getattr(wanted, name)}, not {getattr(got, name)}" for name in names)
 
 
 def _mix_seeds(*seeds: int) -> int:

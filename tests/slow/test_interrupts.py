@@ -54,7 +54,9 @@ class RunningSweep:
         return self._output.read()
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted((self.folder / "records" / "trials").glob("*.json"))]
+        return [
+            json.loads(path.read_text()) for path in sorted((self.folder / "records" / "trials").glob("[!.]*.json"))
+        ]
 
     def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
         deadline = time.monotonic() + seconds

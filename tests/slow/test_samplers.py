@@ -9,7 +9,8 @@ import pytest
 from lsmha.config import ModelConfig
 from orchestrator.stages import build_space
 from orchestrator.study import ProposalStudy
-from orchestrator.sweep_config import SearchConfig, load_sweep_config
+from orchestrator.sweep_config import SearchConfig
+from orchestrator.sweep_yaml import load_sweep_config
 
 PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tiny_data import tiny_dataset
 
 from lsmha.data import Dataset
+from orchestrator.cli import main
 
 
 @pytest.fixture
@@ -23,3 +26,28 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny() -> Dataset:
     return tiny_dataset()
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a command that must be refused without a trace and before Ray starts, and returns its one line."""
+
+    def run(*arguments: Any) -> str:
+        before = snapshot(tmp_path)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+        monkeypatch.setattr("sys.argv", ["lsmha-sweep", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit:
+            main()
+        output = capsys.readouterr()
+        assert exit.value.code == 2, output.err
+        (line,) = output.err.splitlines()
+        assert "Traceback" not in output.out + output.err
+        assert snapshot(tmp_path) == before
+        return line
+
+    return run
+
+
+def snapshot(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

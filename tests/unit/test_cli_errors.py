@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from orchestrator.cli import main
 from orchestrator.cluster import Capacity, check_capacity, concurrent_trials
 from orchestrator.errors import UserError
 from orchestrator.sweep_config import ResourcesConfig, SweepConfig
@@ -19,31 +17,6 @@ from orchestrator.sweep_config import ResourcesConfig, SweepConfig
 HEAD = "name: a\n"
 SPACE = "space: {num_heads: [1, 2]}\n"
 MINIMAL = HEAD + SPACE
-
-
-@pytest.fixture
-def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs a command that must be refused without a trace and before Ray starts, and returns its one line."""
-
-    def run(*arguments: Any) -> str:
-        before = snapshot(tmp_path)
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
-        monkeypatch.setattr("sys.argv", ["lsmha-sweep", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        output = capsys.readouterr()
-        assert exit.value.code == 2, output.err
-        (line,) = output.err.splitlines()
-        assert "Traceback" not in output.out + output.err
-        assert snapshot(tmp_path) == before
-        return line
-
-    return run
-
-
-def snapshot(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def assert_words(line: str, words: tuple[str, ...]) -> None:

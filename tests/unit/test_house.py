@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.stages import build_space
-from orchestrator.sweep_config import load_sweep_config
+from orchestrator.sweep_yaml import load_sweep_config
 
 ROOT = Path(__file__).parents[2]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))

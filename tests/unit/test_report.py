@@ -148,7 +148,7 @@ def test_summary(ledger: Ledger) -> None:
     summary = json.loads((ledger.folder / "summary.json").read_text())
     assert set(summary) == {
         "name", "complete", "wall_seconds", "trials", "finalist_runs", "objectives", "front", "hypervolume",
-        "finalists", "seeds", "dataset", "hardware", "versions", "git_revision",
+        "analyses", "committees", "finalists", "seeds", "dataset", "hardware", "versions", "git_revision",
     }  # fmt: skip
     assert summary["trials"] == {"completed": 3, "failed": 1}
     assert summary["finalist_runs"] == {"completed": 3, "failed": 1}

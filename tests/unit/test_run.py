@@ -12,7 +12,7 @@ from orchestrator import run
 from orchestrator.cluster import Capacity
 from orchestrator.ledger import Ledger
 from orchestrator.status import describe_stage
-from orchestrator.sweep_config import load_sweep_config
+from orchestrator.sweep_yaml import load_sweep_config
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
 

@@ -15,7 +15,8 @@ from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.errors import UserError
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import build_space
-from orchestrator.sweep_config import FloatRange, IntRange, load_sweep_config
+from orchestrator.sweep_config import FloatRange, IntRange
+from orchestrator.sweep_yaml import load_sweep_config
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 BASE = ModelConfig(embed_dim=24, mlp_ratio=1.0, num_heads=2)

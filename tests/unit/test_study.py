@@ -14,7 +14,8 @@ from orchestrator.errors import UserError
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import build_space
 from orchestrator.study import Proposal, ProposalStudy
-from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig, load_sweep_config
+from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig
+from orchestrator.sweep_yaml import load_sweep_config
 
 PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
 BASE = ModelConfig(embed_dim=16, depth=2, num_heads=1)

@@ -12,7 +12,7 @@ from tiny_data import tiny_dataset, tiny_model
 from lsmha.data import Dataset, normalise
 from lsmha.models import CCT
 from lsmha.training import evaluation, predict_logits, score_logits
-from lsmha.training.logits import load_test_logits, save_test_logits
+from lsmha.training.logits import load_logits, save_logits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -55,8 +55,8 @@ def test_bf16_logits_are_float32_and_close(tiny: Dataset) -> None:
 
 def test_test_logits_round_trip_with_labels_and_fingerprint(tiny: Dataset, tmp_path: Path) -> None:
     model = _model()
-    score = save_test_logits(model, tmp_path / "trial", dataset=tiny, device=CPU)
-    stored = load_test_logits(tmp_path / "trial")
+    score = save_logits(model, tmp_path / "trial", "test", dataset=tiny, device=CPU)
+    stored = load_logits(tmp_path / "trial", "test")
     assert torch.equal(stored.logits, predict_logits(model, tiny.test.images, tiny, device=CPU))
     assert torch.equal(stored.labels, tiny.test.labels)
     assert stored.labels.dtype == torch.int64
@@ -68,11 +68,11 @@ def test_test_logits_round_trip_with_labels_and_fingerprint(tiny: Dataset, tmp_p
 def test_logits_of_another_test_set_have_another_fingerprint(tiny: Dataset, tmp_path: Path) -> None:
     model = _model()
     for seed in (0, 1):
-        save_test_logits(model, tmp_path / str(seed), dataset=tiny_dataset(seed=seed), device=CPU)
-    fingerprints = [load_test_logits(tmp_path / str(seed)).fingerprint for seed in (0, 1)]
+        save_logits(model, tmp_path / str(seed), "test", dataset=tiny_dataset(seed=seed), device=CPU)
+    fingerprints = [load_logits(tmp_path / str(seed), "test").fingerprint for seed in (0, 1)]
     assert fingerprints[0] == tiny.fingerprint != fingerprints[1]
 
 
 def test_absent_logits_are_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="test_logits"):
-        load_test_logits(tmp_path)
+        load_logits(tmp_path, "test")

@@ -1,0 +1,253 @@
+"""What the analysis costs beside an evaluation of the same network; ratios of times from one run.
+
+    python benchmarks/analysis_cost.py --images 1000 --repeats 5 --out benchmarks/analysis_cost.md
+
+The network is CCT-7/3x1 (embed_dim 256, 7 blocks, 256 tokens) with 100 labels and random weights on random images: what
+it costs depends on neither. Ways to be compared take turns, and a ratio is the median of the turns' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lsmha.analysis import Tap, build_readouts, fit_readouts, measure_fields, taps_of
+from lsmha.analysis.analyze import group_analyses
+from lsmha.analysis.streaming import stream_taps
+from lsmha.config import AnalysisConfig, AugmentConfig, ModelConfig, ReadoutConfig
+from lsmha.data import Dataset, LabeledImages
+from lsmha.hardware import device_name
+from lsmha.models import CCT
+from lsmha.training import evaluate
+
+LABELS = 100
+
+
+def random_images(count: int, seed: int) -> LabeledImages:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return LabeledImages(images, torch.arange(count) % LABELS)
+
+
+def random_dataset(test_images: int, train_images: int = 500) -> Dataset:
+    return Dataset.from_splits(
+        "random",
+        train=random_images(train_images, 0),
+        val=random_images(LABELS, 1),
+        test=random_images(test_images, 2),
+        class_names=[str(label) for label in range(LABELS)],
+    )
+
+
+def network(num_heads: int, device: torch.device) -> CCT:
+    torch.manual_seed(0)
+    return CCT(ModelConfig(num_heads=num_heads, num_classes=LABELS)).to(device).eval()
+
+
+class Timer:
+    """Wall time of a call, to the end of what it started on the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self, work: Callable[[], object]) -> float:
+        self._wait()
+        started = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def in_turns(timer: Timer, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way in each turn, after one turn that does not count."""
+    for work in ways.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, work in ways.items():
+            times[name].append(timer(work))
+    return times
+
+
+def ratio(numerators: list[float], denominators: list[float]) -> str:
+    ratios = [above / below for above, below in zip(numerators, denominators, strict=True)]
+    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
+def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
+    dataset, timer = random_dataset(images), Timer(device)
+    ways: dict[str, Callable[[], object]] = {}
+    for heads in (4, 16, 64):
+        model = network(heads, device)
+        readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
+        ways[f"evaluate {heads}"] = lambda model=model: evaluate(model, dataset.test, dataset, device=device)
+        for name, accuracy in (("fields", False), ("fields+accuracy", True)):
+            ways[f"{name} {heads}"] = lambda model=model, readouts=readouts, accuracy=accuracy: measure_fields(
+                model, readouts, dataset, device=device, with_accuracy=accuracy
+            )
+    times = in_turns(timer, ways, repeats)
+    lines = [
+        f"| fields of all heads and nodes of 7 blocks, {heads} heads, over one evaluation "
+        f"| {ratio(times[f'fields {heads}'], times[f'evaluate {heads}'])} | <= 1.15 |"
+        for heads in (4, 16, 64)
+    ]
+    lines += [
+        f"| the same, and accuracy of each head alone and silenced, {heads} heads "
+        f"| {ratio(times[f'fields+accuracy {heads}'], times[f'evaluate {heads}'])} | |"
+        for heads in (4, 16, 64)
+    ]
+    return lines
+
+
+def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]:
+    """What fields add to a pass, without the pass: pooling and sums of tokens that are there already."""
+    dataset, timer = random_dataset(images), Timer(device)
+    ways: dict[str, Callable[[], object]] = {}
+    for heads in (4, 64):
+        config = network(heads, device).config
+        readouts = build_readouts(config, taps_of(config, ["attn"]), "mean", device=device, seed=0)
+        stub = _Replay(config, device)
+        ways[str(heads)] = lambda stub=stub, readouts=readouts: measure_fields(
+            stub, readouts, dataset, device=device, with_accuracy=False
+        )
+    times = in_turns(timer, ways, repeats)
+    return [f"| extra of the fields with 64 heads over that with 4 | {ratio(times['64'], times['4'])} | <= 1.1 |"]
+
+
+class _Replay(CCT):
+    """A network whose blocks hand on stored tokens: a pass costs next to nothing, so that the taps' cost shows."""
+
+    def __init__(self, config: ModelConfig, device: torch.device) -> None:
+        super().__init__(config)
+        self.to(device).eval()
+        self._tokens = torch.randn(500, config.num_tokens, config.embed_dim, device=device)
+
+    def forward(self, images: torch.Tensor, head_mask: torch.Tensor | None = None) -> torch.Tensor:
+        tokens = self._tokens[: len(images)]
+        for block in self.blocks:
+            for hook in list(block.attn.proj._forward_pre_hooks.values()):
+                hook(block.attn.proj, (tokens,))
+        return tokens[:, 0, : self.config.num_classes]
+
+
+def training_costs(images: int, repeats: int, device: torch.device) -> list[str]:
+    dataset, timer = random_dataset(LABELS, images), Timer(device)
+    model = network(16, device)
+    taps = taps_of(model.config, ["attn"])
+    recipe = ReadoutConfig(solver="sgd", pooling="sequence", epochs=1, augment=AugmentConfig(flip=True, translate=4))
+
+    def fit(chosen: list[Tap]) -> None:
+        fit_readouts(model, chosen, dataset, recipe, device=device)
+
+    times = in_turns(timer, {"all": lambda: fit(taps), "one": lambda: fit(taps[-1:])}, repeats)
+    together = ratio(times["all"], times["one"])
+    return [f"| training 7 read-outs together (sgd) over training the last one | {together} | <= 1.5 |"]
+
+
+def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str]:
+    """One pass for all, against a pass of the test set for each head, silenced in the network's own mask."""
+    dataset, timer = random_dataset(images), Timer(device)
+    model = network(16, device)
+    taps = taps_of(model.config, ["attn"])
+    readouts = build_readouts(model.config, taps, "mean", device=device, seed=0)
+    heads = model.config.num_heads
+
+    def one_by_one() -> None:
+        for tap in taps:
+            for head in range(heads):
+                mask = torch.ones(model.config.depth, heads, device=device)
+                mask[tap.block] = 0
+                mask[tap.block, head] = 1
+                forward = model.forward
+                model.forward = lambda inputs, mask=mask, forward=forward: forward(inputs, mask)  # type: ignore[method-assign]
+                try:
+                    for _ in stream_taps(model, {tap: readouts[tap]}, dataset.test, dataset, device=device):
+                        pass
+                finally:
+                    model.forward = forward  # type: ignore[method-assign]
+
+    at_once = lambda: measure_fields(model, readouts, dataset, device=device, with_accuracy=False)  # noqa: E731
+    times = in_turns(timer, {"at once": at_once, "one by one": one_by_one}, repeats)
+    return [
+        f"| each of 112 heads by its own silenced pass over all at once ({images} images) "
+        f"| {ratio(times['one by one'], times['at once'])} | >= 20 |"
+    ]
+
+
+def whole_analysis(images: int, device: torch.device) -> list[str]:
+    """Fields, accuracies, clusters and symmetry of a 16-head network, beside its evaluation; and the memory of both."""
+    dataset, timer = random_dataset(images), Timer(device)
+    model = network(16, device)
+    readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
+
+    def analyse() -> None:
+        fields, _ = measure_fields(model, readouts, dataset, device=device)
+        for tap in readouts:
+            group_analyses(tap, fields[tap], AnalysisConfig(), conv=False)
+
+    evaluation = timer(lambda: evaluate(model, dataset.test, dataset, device=device))
+    analysis = timer(analyse)
+    gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
+    return [
+        f"| analysis of {images:,} images (16 heads; fields, accuracies, clusters, symmetry) over their evaluation "
+        f"({evaluation:.0f} s) | {analysis / evaluation:.3f} | <= 1.2 |",
+        f"| resident memory of that process at its highest, GiB | {gigabytes:.2f} | < 2 |",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=1000, help="test images of the repeated comparisons")
+    parser.add_argument("--analysis-images", type=int, default=10_000, help="test images of the one whole analysis")
+    parser.add_argument("--silenced-images", type=int, default=100, help="test images of the passes head by head")
+    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, help="file for the table")
+    parser.add_argument("--only-analysis", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.only_analysis:
+        print("\n".join(whole_analysis(options.analysis_images, device)))
+        return
+    lines = [
+        "# Cost of the analysis",
+        "",
+        f"CCT-7/3x1, 100 labels, random weights; {options.images:,} test images in batches of 500 unless said "
+        f"otherwise; float32; ratios are medians of {options.repeats} turns (lowest to highest).",
+        "",
+        f"{device_name(device)}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
+        f"Python {platform.python_version()}, torch {torch.__version__}.",
+        "",
+        "| what | ratio | bound |",
+        "| --- | --- | --- |",
+    ]
+    for measure in (field_costs, extra_of_heads, training_costs):
+        lines += measure(options.images, options.repeats, device)
+        print("\n".join(lines[-6:]), flush=True)
+    lines += silencing_costs(options.silenced_images, 1, device)
+    # In a process of its own, whose memory is that of this analysis alone.
+    command = [sys.executable, __file__, "--only-analysis", "--device", options.device]
+    command += ["--analysis-images", str(options.analysis_images)]
+    lines += subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if options.out:
+        options.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""`lsmha-sweep analyze`: a run's finalists, or any checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import ValidationError
+from rich.console import Console
+from rich.text import Text
+
+from lsmha.analysis.analyze import check_fit
+from lsmha.analysis.fields import check_labels_present
+from lsmha.config import DataConfig
+from lsmha.data import Dataset
+from lsmha.training.saved import load_checkpoint, load_data_description
+from orchestrator.analysis_report import analysis_table
+from orchestrator.analysis_stage import AnalysisJob, analyse_checkpoint, analyse_finalists
+from orchestrator.cluster import check_task, connect
+from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.existing_run import open_run
+from orchestrator.interrupts import interrupts_as_exceptions
+from orchestrator.options import validated
+from orchestrator.preflight import load_data
+from orchestrator.progress import Progress, sweep_progress
+from orchestrator.ray_tasks import TaskEvents, run_tasks
+from orchestrator.sweep_config import AnalysisStageConfig
+from orchestrator.sweep_yaml import apply_override
+
+
+def analyze_run(run: Path, overrides: list[str], console: Console, *, address: str | None, quiet: bool) -> int:
+    """Analyse the trained finalists of a run, in place of earlier analyses; exit code 1 if one failed.
+
+    Raises:
+        UserError: Something asked for cannot work; nothing has been written.
+    """
+    with open_run(run, overrides, console, address=address, quiet=quiet) as opened:
+        analyse_finalists(opened.config, opened.ledger, opened.progress, arrays=opened.arrays)
+    ledger = opened.ledger
+    if not quiet:
+        for run_id, one in sorted(ledger.analyses.items()):
+            if one["status"] == "completed":
+                console.print(analysis_table(run_id, one["blocks"]))
+        _say(console, f"analyses: {ledger.folder / 'analysis'}")
+    return 0 if all(one["status"] == "completed" for one in ledger.analyses.values()) else 1
+
+
+def analyze_checkpoint(
+    checkpoint: Path,
+    out: Path | None,
+    overrides: list[str],
+    console: Console,
+    *,
+    num_heads: int | None,
+    data: dict[str, Any],
+    address: str | None,
+    quiet: bool,
+) -> int:
+    """Analyse one network: a folder with our weights, or a file of published ones. Returns the exit code.
+
+    Args:
+        checkpoint: As `lsmha.training.saved.load_checkpoint` takes it.
+        out: Folder for the results; `analysis` in the checkpoint's folder by default, `<file>-analysis` beside a file.
+        overrides: `data.x=value` and `analysis.x=value` settings.
+        console: Where to print.
+        num_heads: Of published weights.
+        data: `DataConfig` fields; a checkpoint of ours knows the name of its data set.
+        address: Ray cluster to join.
+        quiet: Print errors only.
+
+    Raises:
+        UserError: Something asked for cannot work; nothing has been written.
+    """
+    ours = checkpoint.is_dir()
+    if not checkpoint.exists():
+        raise UserError(f"RUN|CHECKPOINT: must exist, but got {str(checkpoint)!r}")
+    try:
+        described = load_data_description(checkpoint) if ours else {}
+        if "name" not in data and "name" not in described:
+            raise UserError("--data: must name the data set for published weights, but is not given")
+        content: dict[str, Any] = {"data": {"name": described.get("name"), **data}, "analysis": {}}
+        for override in overrides:
+            apply_override(content, override)
+        settings = validated(AnalysisStageConfig, content["analysis"], prefix="analysis")
+        dataset = load_data(validated(DataConfig, content["data"], prefix="data"), console, quiet=quiet)
+        if ours:
+            # The network sees images as it did in training, whatever part of them is for training today.
+            dataset = replace(dataset, mean=tuple(described["mean"]), std=tuple(described["std"]))
+        _check(checkpoint, dataset, num_heads)
+    except UserError:
+        raise
+    except ValidationError as error:
+        raise UserError(f"RUN|CHECKPOINT: {describe_validation_error(error)}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"RUN|CHECKPOINT: {error}") from None
+    folder = out or (checkpoint / "analysis" if ours else checkpoint.with_name(f"{checkpoint.stem}-analysis"))
+    cpus, gpus = settings.cpus_per_task or 1, settings.gpus_per_task or 0
+    job = AnalysisJob(checkpoint.stem, checkpoint.absolute(), folder.absolute(), settings.plain(), num_heads)
+    with connect(address) as capacity, interrupts_as_exceptions():
+        check_task(cpus, gpus, capacity)
+        with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
+            progress.stage("analysis", 1, unit="network")
+            events = _Single(progress)
+            run_tasks(analyse_checkpoint, [job], events, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
+    if events.blocks is None:
+        return 1
+    if not quiet:
+        console.print(analysis_table(job.id, events.blocks))
+        _say(console, f"folder: {folder}")
+    return 0
+
+
+def _check(checkpoint: Path, dataset: Dataset, num_heads: int | None) -> None:
+    model = load_checkpoint(checkpoint, img_size=dataset.img_size, num_heads=num_heads)
+    check_fit(model, dataset)
+    check_labels_present(dataset)
+
+
+class _Single(TaskEvents):
+    """Keeps the result of the one task."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.blocks: list[dict[str, Any]] | None = None
+
+    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
+        self._progress.part(job_id, activity, done, total)
+
+    def completed(self, job_id: str, result: Any) -> None:
+        self.blocks = result
+        self._progress.finished(job_id, "done")
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self._progress.finished(job_id, reason, failed=True)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

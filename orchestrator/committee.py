@@ -1,0 +1,51 @@
+"""`lsmha-sweep committee`: committees of the finalists of one run, or of several over the same test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from lsmha.tables import write_table
+from orchestrator.analysis_report import committees_table
+from orchestrator.committee_members import load_members
+from orchestrator.committee_plot import plot_committees
+from orchestrator.committee_stage import form_committees, record_committees
+from orchestrator.errors import UserError
+from orchestrator.interrupts import interrupts_as_exceptions
+from orchestrator.ledger import Ledger
+from orchestrator.progress import sweep_progress
+
+
+def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *, quiet: bool) -> int:
+    """Form the committees, write `committees.parquet` and `committees.png`, and print the groups.
+
+    They go into the run folder, for several runs into `out`; settings and seed are those of the first run.
+
+    Raises:
+        UserError: A folder is no run, fewer than two finalists are trained, or they are of different test sets.
+    """
+    ledgers = [Ledger.load(run) for run in runs]
+    if len({ledger.folder.absolute() for ledger in ledgers}) < len(ledgers):
+        raise UserError(f"RUN: each run may be named once, but got {' '.join(map(str, runs))}")
+    if len(runs) > 1 and out is None:
+        raise UserError("--out: must name a folder for the committees of several runs, but is not given")
+    members = load_members(ledgers)
+    if len(members) < 2:
+        raise UserError(f"RUN: at least two trained finalists make a committee, but got {len(members)}")
+    first = ledgers[0]
+    with interrupts_as_exceptions(), sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
+        if out is None:
+            record_committees(first, progress)
+            rows, folder = first.committees, first.folder
+        else:
+            rows = form_committees(members, first.config.committees, seed=first.config.seed)
+            folder = out
+            write_table(folder / "committees.parquet", rows)
+            plot_committees(rows, folder / "committees.png", title=" + ".join(one.config.name for one in ledgers))
+    if not quiet:
+        console.print(committees_table(rows))
+        console.print(f"folder: {folder}", markup=False, highlight=False, soft_wrap=True)
+    return 0

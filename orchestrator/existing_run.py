@@ -1,0 +1,70 @@
+"""Work on a run that has ended: its records, its data and a cluster, opened together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from rich.console import Console
+from rich.text import Text
+
+from lsmha.data import Dataset
+from lsmha.training.logits import load_logits
+from orchestrator.cluster import check_task, connect
+from orchestrator.errors import UserError
+from orchestrator.interrupts import interrupts_as_exceptions
+from orchestrator.ledger import Ledger
+from orchestrator.preflight import load_data
+from orchestrator.progress import Progress, sweep_progress
+from orchestrator.sweep_config import SweepConfig
+from orchestrator.sweep_yaml import load_sweep_config
+
+
+@dataclass(frozen=True)
+class ExistingRun:
+    """What work on a run needs."""
+
+    ledger: Ledger
+    config: SweepConfig
+    """The run's own, with the overrides of today."""
+    arrays: ray.ObjectRef
+    """`Dataset.to_arrays()` in the object store."""
+    progress: Progress
+
+
+@contextmanager
+def open_run(
+    folder: Path, overrides: list[str], console: Console, *, address: str | None, quiet: bool
+) -> Iterator[ExistingRun]:
+    """Open a run with trained finalists and a cluster that can hold the analysis of one.
+
+    Raises:
+        UserError: It is no such run, its data cannot be loaded or have changed, or the cluster is too small.
+    """
+    ledger = Ledger.load(folder)
+    config = load_sweep_config(folder / "config.yaml", overrides)
+    if not any(record.completed for record in ledger.finalists):
+        raise UserError(f"RUN: must have trained finalists, but {str(folder)!r} has none")
+    dataset = load_data(config.data, console, quiet=quiet)
+    _check_same_test_set(ledger, dataset)
+    with connect(address) as capacity, interrupts_as_exceptions():
+        check_task(*config.analysis_resources(), capacity)
+        with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
+            yield ExistingRun(ledger, config, ray.put(dataset.to_arrays()), progress)
+
+
+def _check_same_test_set(ledger: Ledger, dataset: Dataset) -> None:
+    for record in ledger.finalists:
+        if record.completed:
+            try:
+                fingerprint = load_logits(ledger.finalist_folder(record.id), "test").fingerprint
+            except (OSError, ValueError) as error:
+                raise UserError(f"RUN: logits of finalist {record.id} cannot be read: {error}") from None
+            if fingerprint != dataset.fingerprint:
+                raise UserError(
+                    f"data: must hold the run's own test set (fingerprint {fingerprint[:12]}), "
+                    f"but got {dataset.fingerprint[:12]}"
+                )
