@@ -195,7 +195,7 @@ def whole_analysis(images: int, device: torch.device) -> list[str]:
     readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
 
     def analyse() -> None:
-        fields, _ = measure_fields(model, readouts, dataset, device=device)
+        fields, _, _ = measure_fields(model, readouts, dataset, device=device)
         for tap in readouts:
             group_analyses(tap, fields[tap], AnalysisConfig(), conv=False)
 

@@ -26,6 +26,13 @@ class Config(BaseModel):
     )
 
 
+def distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The values, as a validator; raises ValueError if one appears twice."""
+    if len(set(values)) < len(values):
+        raise ValueError(f"values must be distinct, but got {list(values)}")
+    return values
+
+
 class ModelConfig(Config):
     """Architecture of one CCT; the defaults are CCT-7/3x1 as published (Hassani et al., arXiv:2104.05704).
 
@@ -298,12 +305,7 @@ class AnalysisConfig(Config):
     seed: int = Field(0, ge=0)
     """Seed of initial read-out weights, of their data order, and of the permutations."""
 
-    @field_validator("taps")
-    @classmethod
-    def _distinct(cls, taps: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(taps)) < len(taps):
-            raise ValueError(f"each tap may appear once, but got {list(taps)}")
-        return taps
+    _distinct = field_validator("taps")(distinct)
 
 
 class PruningConfig(Config):
@@ -322,3 +324,5 @@ class PruningConfig(Config):
     """One retraining and one random control for each seed."""
     readout: ReadoutConfig = ReadoutConfig()
     """How the read-outs behind the fields are trained."""
+
+    _distinct = field_validator("methods", "thresholds", "seeds")(distinct)

@@ -8,13 +8,21 @@ from typing import Any
 from rich.table import Table
 
 
+def main_rows(blocks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The first row of each tap: its heads where it has any, else its filters or nodes."""
+    first: dict[tuple[int, str], Mapping[str, Any]] = {}
+    for row in blocks:
+        first.setdefault((row["block"], row["tap"]), row)
+    return list(first.values())
+
+
 def analysis_table(name: str, blocks: Iterable[Mapping[str, Any]]) -> Table:
     """Heads or filters of each block of one network."""
-    columns = ("readout_accuracy", "clusters", "size", "noise", "snr", "head snr", "unrecognised")
-    table = _table(f"{name}: means per head or filter", "block", "units", numbers=columns)
-    for row in blocks:
-        if row["unit"] not in ("head", "filter"):
-            continue
+    columns = ("accuracy", "clusters", "size", "noise", "SNR", "unit SNR", "unknown")
+    table = _table(
+        f"{name}: accuracy of the read-out, means per unit, labels known to none", "block", "units", numbers=columns
+    )
+    for row in main_rows(blocks):
         table.add_row(
             f"{row['block']}.{row['tap']}",
             f"{row['num_units']} {row['unit']}s",
@@ -31,18 +39,19 @@ def committees_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     rows = list(rows)
     rule = rows[0]["rule"] if rows else ""
     table = _table(
-        f"Committees by {rule}: test accuracy, and gains with 95 % intervals over test images",
+        f"Committees by {rule}: test accuracy in %, gains in points with 95 % intervals over images",
         "committee",
-        numbers=("size", "n", "accuracy", "gain over best member", "gain over mean member"),
+        numbers=("size", "n", "accuracy", "over best member", "over mean member"),
     )
     for row in rows:
         if row["rule"] != rule:
             continue
         if row["kind"] == "group":
             gains = (_gain(row, "gain_over_best"), _gain(row, "gain_over_mean"))
-            table.add_row(row["group"], str(row["size"]), str(row["num_committees"]), f"{row['accuracy']:.4f}", *gains)
+            counts = (str(row["size"]), str(row["num_committees"]))
+            table.add_row(row["group"].replace("_", " "), *counts, f"{100 * row['accuracy']:.2f}", *gains)
         elif row["kind"] == "contrast":
-            table.add_row(row["group"], str(row["size"]), "", "", _gain(row, "gain"), "")
+            table.add_row("mixed heads over same architecture", str(row["size"]), "", "", _gain(row, "gain"), "")
     return table
 
 
@@ -83,4 +92,5 @@ def _number(value: float | None) -> str:
 
 
 def _gain(row: Mapping[str, Any], name: str) -> str:
-    return f"{row[name]:+.4f} [{row[f'{name}_low']:+.4f}, {row[f'{name}_high']:+.4f}]"
+    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"

@@ -15,6 +15,7 @@ from lsmha.analysis.saved import block_rows, save_analysis
 from lsmha.config import AnalysisConfig
 from lsmha.data import Dataset
 from lsmha.training.saved import load_checkpoint
+from orchestrator.analysis_report import main_rows
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.ray_tasks import OnProgress, run_tasks
@@ -58,8 +59,10 @@ def analyse_finalists(config: SweepConfig, ledger: Ledger, progress: Progress, *
         return
     progress.stage("analysis", len(jobs), unit="networks")
     cpus, gpus = config.analysis_resources()
-    run_tasks(analyse_checkpoint, jobs, _Recorder(ledger, progress), cpus=cpus, gpus=gpus, arrays=arrays)
-    ledger.write_tables()
+    try:
+        run_tasks(analyse_checkpoint, jobs, _Recorder(ledger, progress), cpus=cpus, gpus=gpus, arrays=arrays)
+    finally:
+        ledger.write_tables()
 
 
 class _Recorder:
@@ -73,7 +76,7 @@ class _Recorder:
 
     def completed(self, job_id: str, blocks: list[dict[str, Any]]) -> None:
         self._ledger.add_analysis(job_id, blocks)
-        last = [row for row in blocks if row["unit"] in ("head", "filter")][-1]
+        last = main_rows(blocks)[-1]
         snr = "?" if last["field_snr"] is None else f"{last['field_snr']:.2f}"
         self._progress.finished(
             job_id,

@@ -12,20 +12,20 @@ from rich.console import Console
 from rich.text import Text
 
 from lsmha.analysis.analyze import check_fit
-from lsmha.analysis.fields import check_labels_present
 from lsmha.config import DataConfig
 from lsmha.data import Dataset
 from lsmha.training.saved import load_checkpoint, load_data_description
 from orchestrator.analysis_report import analysis_table
 from orchestrator.analysis_stage import AnalysisJob, analyse_checkpoint, analyse_finalists
 from orchestrator.cluster import check_task, connect
-from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.errors import UserError, describe_validation_error, report_failures
 from orchestrator.existing_run import open_run
 from orchestrator.interrupts import interrupts_as_exceptions
-from orchestrator.options import validated
-from orchestrator.preflight import load_data
+from orchestrator.options import check_output_folder, validated
+from orchestrator.preflight import check_analysis, load_data
 from orchestrator.progress import Progress, sweep_progress
 from orchestrator.ray_tasks import TaskEvents, run_tasks
+from orchestrator.report import update_summary
 from orchestrator.sweep_config import AnalysisStageConfig
 from orchestrator.sweep_yaml import apply_override
 
@@ -44,7 +44,9 @@ def analyze_run(run: Path, overrides: list[str], console: Console, *, address: s
             if one["status"] == "completed":
                 console.print(analysis_table(run_id, one["blocks"]))
         _say(console, f"analyses: {ledger.folder / 'analysis'}")
-    return 0 if all(one["status"] == "completed" for one in ledger.analyses.values()) else 1
+    update_summary(ledger)
+    failures = [f"{run_id}: {one['error']}" for run_id, one in ledger.analyses.items() if one["status"] == "failed"]
+    return report_failures(failures)
 
 
 def analyze_checkpoint(
@@ -83,12 +85,21 @@ def analyze_checkpoint(
         content: dict[str, Any] = {"data": {"name": described.get("name"), **data}, "analysis": {}}
         for override in overrides:
             apply_override(content, override)
+        if unknown := content.keys() - {"data", "analysis"}:
+            raise UserError(f"--set: only data and analysis of a checkpoint can be set, but got {min(unknown)!r}")
         settings = validated(AnalysisStageConfig, content["analysis"], prefix="analysis")
         dataset = load_data(validated(DataConfig, content["data"], prefix="data"), console, quiet=quiet)
         if ours:
             # The network sees images as it did in training, whatever part of them is for training today.
             dataset = replace(dataset, mean=tuple(described["mean"]), std=tuple(described["std"]))
+            if dataset.name == described["name"] and dataset.fingerprint != described["test_fingerprint"]:
+                raise UserError(
+                    "data: must give the test set that the network was trained beside (fingerprint "
+                    f"{described['test_fingerprint'][:12]}), but got {dataset.fingerprint[:12]}; see data.path, "
+                    "data.split_seed, data.val_fraction and data.img_size"
+                )
         _check(checkpoint, dataset, num_heads)
+        check_analysis("analysis", settings.readout, dataset)
     except UserError:
         raise
     except ValidationError as error:
@@ -96,6 +107,7 @@ def analyze_checkpoint(
     except (ValueError, OSError) as error:
         raise UserError(f"RUN|CHECKPOINT: {error}") from None
     folder = out or (checkpoint / "analysis" if ours else checkpoint.with_name(f"{checkpoint.stem}-analysis"))
+    check_output_folder(folder)
     cpus, gpus = settings.cpus_per_task or 1, settings.gpus_per_task or 0
     job = AnalysisJob(checkpoint.stem, checkpoint.absolute(), folder.absolute(), settings.plain(), num_heads)
     with connect(address) as capacity, interrupts_as_exceptions():
@@ -104,18 +116,15 @@ def analyze_checkpoint(
             progress.stage("analysis", 1, unit="network")
             events = _Single(progress)
             run_tasks(analyse_checkpoint, [job], events, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
-    if events.blocks is None:
-        return 1
-    if not quiet:
+    if events.blocks is not None and not quiet:
         console.print(analysis_table(job.id, events.blocks))
         _say(console, f"folder: {folder}")
-    return 0
+    return report_failures(events.failures)
 
 
 def _check(checkpoint: Path, dataset: Dataset, num_heads: int | None) -> None:
     model = load_checkpoint(checkpoint, img_size=dataset.img_size, num_heads=num_heads)
     check_fit(model, dataset)
-    check_labels_present(dataset)
 
 
 class _Single(TaskEvents):
@@ -124,6 +133,7 @@ class _Single(TaskEvents):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self.blocks: list[dict[str, Any]] | None = None
+        self.failures: list[str] = []
 
     def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
         self._progress.part(job_id, activity, done, total)
@@ -133,6 +143,7 @@ class _Single(TaskEvents):
         self._progress.finished(job_id, "done")
 
     def failed(self, job_id: str, reason: str) -> None:
+        self.failures.append(f"{job_id}: {reason}")
         self._progress.finished(job_id, reason, failed=True)
 
 

@@ -72,11 +72,12 @@ def run(
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
 def validate(space: SpaceArgument, set_: SetOption = None) -> None:
     """Check a sweep's YAML and count its configurations, without touching data or cluster."""
-    from orchestrator.stages import build_space
+    from orchestrator.stages import build_space, build_study
     from orchestrator.sweep_yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
     built = build_space(config)
+    build_study(config, built)
     size = f"{len(built.points):,} configurations" if built.is_finite else "a continuous space"
     typer.echo(f"{space}: valid, {size}")
 

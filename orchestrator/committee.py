@@ -16,7 +16,9 @@ from orchestrator.committee_stage import form_committees, record_committees
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.ledger import Ledger
+from orchestrator.options import check_output_folder
 from orchestrator.progress import sweep_progress
+from orchestrator.report import update_summary
 
 
 def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *, quiet: bool) -> int:
@@ -28,10 +30,11 @@ def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *,
         UserError: A folder is no run, fewer than two finalists are trained, or they are of different test sets.
     """
     ledgers = [Ledger.load(run) for run in runs]
-    if len({ledger.folder.absolute() for ledger in ledgers}) < len(ledgers):
+    if len({ledger.folder.resolve() for ledger in ledgers}) < len(ledgers):
         raise UserError(f"RUN: each run may be named once, but got {' '.join(map(str, runs))}")
     if len(runs) > 1 and out is None:
         raise UserError("--out: must name a folder for the committees of several runs, but is not given")
+    check_output_folder(out or ledgers[0].folder)
     members = load_members(ledgers)
     if len(members) < 2:
         raise UserError(f"RUN: at least two trained finalists make a committee, but got {len(members)}")
@@ -39,6 +42,7 @@ def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *,
     with interrupts_as_exceptions(), sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
         if out is None:
             record_committees(first, progress)
+            update_summary(first)
             rows, folder = first.committees, first.folder
         else:
             rows = form_committees(members, first.config.committees, seed=first.config.seed)

@@ -6,12 +6,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from torch import Tensor
 
 from lsmha.committees import check_members
 from lsmha.config import ModelConfig
-from lsmha.training.logits import load_logits
+from lsmha.training.logits import StoredLogits, load_logits, logits_path
 from lsmha.training.saved import load_model_config
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
@@ -26,14 +27,17 @@ class Member:
 
     id: str
     """`t0007-s1`, with the name of its run in front where there are several."""
+    run: str
+    """Folder of its run."""
+    trial: str
+    """Trial of which it has the configuration, recipe included: with the run, what its seeds have in common."""
     model: ModelConfig
     """The architecture: equal for runs that differ in the seed alone."""
     seed: int
     latency_ms: float | None
     val_accuracy: float
-    val_logits: Tensor
-    """(n_val, K)"""
-    val_labels: Tensor
+    validation: StoredLogits | None
+    """Logits (n_val, K) and labels, where the run stored them."""
     logits: Tensor
     """(n, K) of the test images."""
     labels: Tensor
@@ -52,14 +56,16 @@ def load_members(ledgers: Sequence[Ledger]) -> list[Member]:
         UserError: Logits are missing, or they are of different test sets.
     """
     members = []
+    names = _short_names([ledger.folder for ledger in ledgers])
     for ledger in ledgers:
         for record in ledger.finalists:
             if not record.completed:
                 continue
             folder = ledger.finalist_folder(record.id)
-            name = record.id if len(ledgers) == 1 else f"{ledger.folder.name}/{record.id}"
+            name = record.id if len(ledgers) == 1 else f"{names[ledger.folder]}/{record.id}"
             try:
-                val, test = load_logits(folder, "val"), load_logits(folder, "test")
+                test = load_logits(folder, "test")
+                validation = load_logits(folder, "val") if logits_path(folder, "val").exists() else None
                 model = load_model_config(folder)
             except (OSError, ValueError) as error:
                 raise UserError(f"RUN: logits of finalist {name} cannot be read: {error}") from None
@@ -67,12 +73,13 @@ def load_members(ledgers: Sequence[Ledger]) -> list[Member]:
             members.append(
                 Member(
                     id=name,
+                    run=str(ledger.folder),
+                    trial=record.trial,
                     model=model.canonical(),
                     seed=record.seed,
                     latency_ms=record.latency_ms,
                     val_accuracy=record.val_accuracy,
-                    val_logits=val.logits,
-                    val_labels=val.labels,
+                    validation=validation,
                     logits=test.logits,
                     labels=test.labels,
                     fingerprint=test.fingerprint,
@@ -91,58 +98,89 @@ def load_members(ledgers: Sequence[Ledger]) -> list[Member]:
     return members
 
 
-Group = tuple[str, list[tuple[int, ...]]]
+def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """The last part of each path, or as many as tell it from the others."""
+    for length in range(1, max(len(folder.parts) for folder in folders) + 1):
+        names = {folder: "/".join(folder.parts[-length:]) for folder in folders}
+        if len(set(names.values())) == len(folders):
+            break
+    return names
+
+
+@dataclass(frozen=True)
+class Group:
+    """Committees of one kind and size."""
+
+    name: str
+    committees: list[tuple[int, ...]]
+    """Indices of members."""
+    num_possible: int
+    """Committees that there are; `committees` is a part of them, spread evenly, where there are many."""
+
+    @property
+    def size(self) -> int:
+        return len(self.committees[0])
+
+
+Runs = dict[int, int]
+"""Members of one network by their seed, as indices."""
 
 
 def committee_groups(members: Sequence[Member]) -> list[Group]:
-    """Which members form committees: name of a group, and its committees as indices, all of the same size.
+    """Which members form committees.
 
     - `all`: all networks with attention together.
-    - `mixed_heads`: one network for each head count, the same seed throughout; where several architectures share a head
-      count, the one of the best validation accuracy.
-    - `same_architecture`: one architecture, trained from different seeds.
-    - `cnn`: plain CNNs of different architectures, the same seed throughout; and `cnn_same_architecture`.
+    - `mixed_heads`: networks of different head counts, one for each count, all trained from the same seed. Where
+      several networks share a head count, the one of the best validation accuracy represents it.
+    - `same_architecture`: one of these very networks, trained from different seeds.
+    - `cnn` and `cnn_same_architecture`: the same for plain CNNs of different architectures.
 
-    To compare with `same_architecture` at equal size, mixed committees are also formed of any subset of the head counts
-    that is as large as the number of seeds.
+    Only seeds that all networks of a group have are used, so that at equal size mixed and same-architecture committees
+    have the same members, each as often.
     """
-    with_attention = [index for index, member in enumerate(members) if not member.is_cnn]
-    cnns = [index for index, member in enumerate(members) if member.is_cnn]
     groups: list[Group] = []
+    with_attention = [index for index, member in enumerate(members) if not member.is_cnn]
     if len(with_attention) > 1:
-        groups.append(("all", [tuple(with_attention)]))
-    for name, kind, seeds_name in (
-        ("mixed_heads", with_attention, "same_architecture"),
-        ("cnn", cnns, "cnn_same_architecture"),
+        groups.append(Group("all", [tuple(with_attention)], 1))
+    for mixed_name, same_name, wanted in (
+        ("mixed_heads", "same_architecture", False),
+        ("cnn", "cnn_same_architecture", True),
     ):
-        by_architecture: dict[ModelConfig, dict[int, int]] = defaultdict(dict)
-        for index in kind:
-            by_architecture[members[index].model].setdefault(members[index].seed, index)
-        distinct = _best_of_each_head_count(members, by_architecture) if kind is with_attention else by_architecture
-        same = [tuple(runs.values()) for runs in by_architecture.values() if len(runs) > 1]
-        sizes = {len(distinct)} | {len(runs) for runs in same}
-        for size in sorted(size for size in sizes if 1 < size <= len(distinct)):
-            mixed = [
-                tuple(runs[seed] for runs in chosen)
-                for chosen in combinations(distinct.values(), size)
-                for seed in sorted(set.intersection(*(set(runs) for runs in chosen)))
-            ]
-            if mixed:
-                groups.append((name, mixed[:MAX_OF_A_GROUP]))
-        for size in sorted({len(runs) for runs in same}):
-            groups.append((seeds_name, [runs for runs in same if len(runs) == size]))
+        networks = _representatives([(index, one) for index, one in enumerate(members) if one.is_cnn == wanted])
+        if not networks:
+            continue
+        seeds = sorted(set.intersection(*(set(runs) for runs in networks)))
+        mixed_sizes = {len(networks), len(seeds)} if len(seeds) <= len(networks) else {len(networks)}
+        for size in sorted(size for size in mixed_sizes if size > 1 and seeds):
+            mixed = [tuple(runs[seed] for runs in some) for some in combinations(networks, size) for seed in seeds]
+            groups.append(_spread(mixed_name, mixed))
+        for size in sorted(size for size in {len(networks), len(seeds)} if 1 < size <= len(seeds)):
+            same = [tuple(runs[seed] for seed in some) for runs in networks for some in combinations(seeds, size)]
+            groups.append(_spread(same_name, same))
     return groups
 
 
-def _best_of_each_head_count(
-    members: Sequence[Member], by_architecture: dict[ModelConfig, dict[int, int]]
-) -> dict[ModelConfig, dict[int, int]]:
-    def accuracy(runs: dict[int, int]) -> float:
-        return sum(members[index].val_accuracy for index in runs.values()) / len(runs)
+def _representatives(candidates: Sequence[tuple[int, Member]]) -> list[Runs]:
+    """One network for each head count (with attention) or architecture (CNNs): most seeds, then validation accuracy."""
+    networks: dict[tuple[str, str], Runs] = defaultdict(dict)
+    for index, member in candidates:
+        networks[member.run, member.trial][member.seed] = index
+    by_index = dict(candidates)
 
-    best: dict[int, ModelConfig] = {}
-    for model, runs in by_architecture.items():
-        rival = best.get(model.num_heads)
-        if rival is None or accuracy(runs) > accuracy(by_architecture[rival]):
-            best[model.num_heads] = model
-    return {best[heads]: by_architecture[best[heads]] for heads in sorted(best)}
+    def rank(runs: Runs) -> tuple[int, float]:
+        return len(runs), sum(by_index[index].val_accuracy for index in runs.values()) / len(runs)
+
+    best: dict[int | ModelConfig, Runs] = {}
+    for runs in networks.values():
+        member = by_index[next(iter(runs.values()))]
+        kind = member.model if member.is_cnn else member.model.num_heads
+        if kind not in best or rank(runs) > rank(best[kind]):
+            best[kind] = runs
+    return list(best.values())
+
+
+def _spread(name: str, committees: list[tuple[int, ...]]) -> Group:
+    count = len(committees)
+    step = max(1.0, (count - 1) / (MAX_OF_A_GROUP - 1))
+    chosen = [committees[round(place * step)] for place in range(min(count, MAX_OF_A_GROUP))]
+    return Group(name, chosen, count)

@@ -37,7 +37,7 @@ def plot_committees(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -
             axes.plot(
                 [row["size"] for row in points], [row["accuracy"] for row in points], marker, color=color, label=label
             )
-    axes.set_xlabel(f"members ({curves[0]['selection']})")
+    axes.set_xlabel("members; curves: " + ", ".join(dict.fromkeys(row["selection"] for row in curves)))
     axes.set_ylabel("test accuracy")
     axes.set_title(f"{title}: committees by {curves[0]['rule']}", fontsize=10)
     axes.grid(alpha=0.25)

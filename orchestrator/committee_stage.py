@@ -19,6 +19,7 @@ from lsmha.committees import (
 )
 from orchestrator.committee_members import Member, committee_groups, load_members
 from orchestrator.committee_plot import plot_committees
+from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
 from orchestrator.sweep_config import CommitteesConfig
@@ -72,21 +73,22 @@ def form_committees(
     steps = len(groups) * len(config.rules) + 2
     for rule in config.rules:
         gains: dict[tuple[str, int], Tensor] = {}
-        for number, (name, committees) in enumerate(groups):
+        for number, group in enumerate(groups):
             one_by_one = [
-                _committee_row(name, rule, members, chosen, logits, labels, config, seed) for chosen in committees
+                _committee_row(group.name, rule, members, chosen, logits, labels, config, seed)
+                for chosen in group.committees
             ]
             rows += one_by_one
-            correct, over_best, over_mean = _correctness(committees, logits, labels, rule)
-            size = len(committees[0])
-            gains[name, size] = correct
+            correct, over_best, over_mean = _correctness(group.committees, logits, labels, rule)
+            gains[group.name, group.size] = correct
             rows.append(
                 {
                     "kind": "group",
-                    "group": name,
+                    "group": group.name,
                     "rule": rule,
-                    "size": size,
-                    "num_committees": len(committees),
+                    "size": group.size,
+                    "num_committees": len(group.committees),
+                    "num_possible": group.num_possible,
                     "accuracy": correct.mean().item(),
                     "best_member_accuracy": _mean(row["best_member_accuracy"] for row in one_by_one),
                     "mean_member_accuracy": _mean(row["mean_member_accuracy"] for row in one_by_one),
@@ -182,6 +184,24 @@ def _mean(values: Any) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def _validation(pool: Sequence[Member]) -> tuple[Tensor, Tensor]:
+    """Validation logits (M, n_val, K) and their labels.
+
+    Raises:
+        UserError: A member has none, or they are of different validation images.
+    """
+    stored = [member.validation for member in pool]
+    first = stored[0]
+    for member, one in zip(pool, stored, strict=True):
+        if one is None or first is None or not torch.equal(one.labels, first.labels):
+            raise UserError(
+                f"RUN: {len(pool)} members are chosen by validation logits, which must be of the same images, "
+                f"but those of {pool[0].id} and {member.id} are missing or of others"
+            )
+    known = [one for one in stored if one is not None]
+    return torch.stack([one.logits for one in known]), known[0].labels
+
+
 def _size_rows(
     group: str, members: Sequence[Member], pool: list[int], rule: Rule, max_exhaustive: int
 ) -> list[dict[str, Any]]:
@@ -195,8 +215,7 @@ def _size_rows(
             accuracies[len(subset.members)].append(subset.accuracy)
     else:
         selection = "greedy by validation accuracy"
-        val_logits = torch.stack([members[index].val_logits for index in pool])
-        order = greedy_selection(val_logits, members[pool[0]].val_labels, rule)
+        order = greedy_selection(*_validation([members[index] for index in pool]), rule)
         for size in range(1, len(order) + 1):
             right = committee_predictions(logits[list(order[:size])], rule) == labels
             accuracies[size].append(right.double().mean().item())

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+
 from pydantic import ValidationError
 
 _DIMENSION_TAGS = ("choices", "integers", "numbers")  # pydantic puts the form of a `space` entry into the location
@@ -39,6 +42,13 @@ def describe_error(error: BaseException | None) -> str:
     message = lines[-1] if lines else ""
     name = type(error).__name__
     return message if message.startswith(name) else f"{name}: {message}".removesuffix(": ")
+
+
+def report_failures(failures: Sequence[str]) -> int:
+    """Print each failure on standard error, whatever was asked to be quiet, and return the exit code: 1, or 0."""
+    for failure in failures:
+        print(f"error: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 def _short(value: object, limit: int = 60) -> str:

@@ -17,7 +17,7 @@ from orchestrator.cluster import check_task, connect
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.ledger import Ledger
-from orchestrator.preflight import load_data
+from orchestrator.preflight import check_analysis, load_data
 from orchestrator.progress import Progress, sweep_progress
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.sweep_yaml import load_sweep_config
@@ -44,12 +44,20 @@ def open_run(
     Raises:
         UserError: It is no such run, its data cannot be loaded or have changed, or the cluster is too small.
     """
+    for override in overrides:
+        section = override.partition("=")[0].strip()
+        if section != "data.path" and section.partition(".")[0] not in ("analysis", "pruning"):
+            raise UserError(
+                f"--set: only analysis, pruning and data.path of a run can be changed, but got {override!r}"
+            )
     ledger = Ledger.load(folder)
     config = load_sweep_config(folder / "config.yaml", overrides)
     if not any(record.completed for record in ledger.finalists):
         raise UserError(f"RUN: must have trained finalists, but {str(folder)!r} has none")
     dataset = load_data(config.data, console, quiet=quiet)
     _check_same_test_set(ledger, dataset)
+    check_analysis("analysis", config.analysis.readout, dataset)
+    check_analysis("pruning", config.pruning.readout, dataset)
     with connect(address) as capacity, interrupts_as_exceptions():
         check_task(*config.analysis_resources(), capacity)
         with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:

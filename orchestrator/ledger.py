@@ -35,6 +35,8 @@ class Ledger:
         self.analyses: dict[str, dict[str, Any]] = {}
         """By finalist: `status`, `error`, and the rows of its blocks."""
         self.committees: list[dict[str, Any]] = []
+        self.prunings: dict[str, dict[str, Any]] = {}
+        """Rows by retraining."""
 
     @classmethod
     def create(cls, folder: Path, config: SweepConfig) -> Ledger:
@@ -61,6 +63,7 @@ class Ledger:
         """
         from orchestrator.sweep_yaml import load_sweep_config
 
+        folder = folder.absolute()  # workers run in folders of their own
         if not (folder / "config.yaml").is_file():
             raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
         ledger = cls(folder, load_sweep_config(folder / "config.yaml"))
@@ -96,6 +99,11 @@ class Ledger:
         self._write_json("committees/finalists.json", rows)
         self.committees = rows
 
+    def add_pruning(self, job_id: str, row: dict[str, Any]) -> None:
+        """Record a pruned network, in place of an earlier one of the same name."""
+        self._write_json(f"prunings/{job_id}.json", row)
+        self.prunings[job_id] = row
+
     def front(self) -> list[TrialRecord]:
         """Completed trials that no other one beats in every objective, best in the first objective first."""
         return pareto_front(self.trials, self.config.objectives)
@@ -109,6 +117,8 @@ class Ledger:
         if self.analyses:
             blocks = [{"id": run_id, **row} for run_id, one in sorted(self.analyses.items()) for row in one["blocks"]]
             write_table(self.folder / "analysis.parquet", blocks)
+        if self.prunings:
+            write_table(self.folder / "pruning.parquet", [row for _, row in sorted(self.prunings.items())])
         if self.committees:
             write_table(self.folder / "committees.parquet", self.committees)
         curves = [{"id": record.id, **epoch} for record in self.trials + self.finalists for epoch in record.curve]
@@ -131,6 +141,8 @@ class Ledger:
             self.latencies += content
         elif kind == "analyses":
             self.analyses[name] = content
+        elif kind == "prunings":
+            self.prunings[name] = content
         elif kind == "committees":
             self.committees = content
         else:
@@ -145,7 +157,7 @@ class Ledger:
         return {"trials": self.trials, "finalists": self.finalists}[kind]
 
     def _write_json(self, name: str, content: Any) -> None:
-        atomic_write_text(self.folder / "records" / name, json.dumps(content, indent=1) + "\n")
+        atomic_write_text(self.folder / "records" / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def check_new_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ from rich.console import Console
 
 from lsmha.data import Dataset
 from orchestrator.cluster import Capacity, check_capacity, concurrent_trials, connect
-from orchestrator.preflight import check_batches, load_data
+from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import describe_point
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import build_space, build_study, num_trials
@@ -22,6 +22,8 @@ def show_plan(config: SweepConfig, console: Console, *, address: str | None, pro
     build_space(config)
     dataset = load_data(config.data, console, quiet=False)
     check_batches(config, dataset)
+    if config.analysis.enabled:
+        check_analysis("analysis", config.analysis.readout, dataset)
     space = build_space(config, dataset)
     study = build_study(config, space)
     with connect(address) as capacity:

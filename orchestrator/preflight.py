@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress as Bars
 
-from lsmha.config import DataConfig
+from lsmha.analysis.fields import check_labels_present
+from lsmha.analysis.fitting import check_fittable
+from lsmha.config import DataConfig, ReadoutConfig
 from lsmha.data import DataError, Dataset, load_dataset
 from orchestrator.errors import UserError
 from orchestrator.sweep_config import IntRange, SweepConfig
@@ -46,6 +48,19 @@ def check_batch_sizes(sizes: Iterable[int], workers: Iterable[int], dataset: Dat
         for count in workers:
             if size % count:
                 raise UserError(f"{field}: must be a multiple of the {count} workers of a trial, but got {size}")
+
+
+def check_analysis(section: str, readout: ReadoutConfig, dataset: Dataset) -> None:
+    """Refuse read-outs that the data cannot serve; `section` names the settings in the message.
+
+    Raises:
+        UserError: A label has no test image, or training images are too few.
+    """
+    try:
+        check_labels_present(dataset)
+        check_fittable(dataset, readout)
+    except ValueError as error:
+        raise UserError(f"{section}: {error}") from None
 
 
 def check_batches(config: SweepConfig, dataset: Dataset) -> None:

@@ -48,6 +48,10 @@ class Progress:
         self._stage_started = time.monotonic()
         self._line(f"{title}: {total} {unit}")
 
+    def say(self, text: str) -> None:
+        """A plain line."""
+        self._line(text)
+
     def part(self, run_id: str, activity: str, done: int, total: int) -> None:
         """A part of one run's work is done."""
         self.activity = f"{run_id}: {activity} {done}/{total}"

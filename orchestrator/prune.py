@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lsmha.tables import write_table
 from orchestrator.analysis_report import pruning_table
-from orchestrator.errors import UserError
+from orchestrator.errors import UserError, report_failures
 from orchestrator.existing_run import open_run
 from orchestrator.ledger import Ledger
 from orchestrator.pruning_plot import plot_pruning
@@ -25,8 +24,10 @@ def prune_run(
     address: str | None,
     quiet: bool,
 ) -> int:
-    """Prune the named finalists (all by default), write `pruning.parquet` and `pruning.png`; exit code 1 if none came
-    out.
+    """Prune the named finalists (all by default), write `pruning.parquet` and `pruning.png`; exit code 1 if a
+    retraining failed or there was nothing to prune.
+
+    A retraining is recorded as it ends; one of the same name replaces an earlier one.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -36,13 +37,12 @@ def prune_run(
         if name not in trained:
             raise UserError(f"--finalist: must be one of {', '.join(trained) or 'none'}, but got {name!r}")
     with open_run(run, overrides, console, address=address, quiet=quiet) as opened:
-        rows = prune_finalists(opened, only=finalists)
-    if not rows:
-        console.print("nothing was pruned", highlight=False)
-        return 1
-    write_table(run / "pruning.parquet", rows)
-    plot_pruning(rows, run / "pruning.png", title=opened.config.name)
-    if not quiet:
+        failures = prune_finalists(opened, only=finalists)
+    ledger = opened.ledger
+    rows = [row for _, row in sorted(ledger.prunings.items())]
+    if rows:
+        plot_pruning(rows, ledger.folder / "pruning.png", title=opened.config.name)
+    if rows and not quiet:
         console.print(pruning_table(rows))
-        console.print(f"folder: {run}", markup=False, highlight=False, soft_wrap=True)
-    return 0
+        console.print(f"folder: {ledger.folder}", markup=False, highlight=False, soft_wrap=True)
+    return report_failures(failures if rows else [*failures, "nothing to prune"])

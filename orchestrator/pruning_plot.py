@@ -26,7 +26,8 @@ def plot_pruning(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -
             points = sorted((row["kept_of_connections"], row["test_accuracy"]) for row in own if row["mask"] == mask)
             axes.plot([kept for kept, _ in points], [accuracy for _, accuracy in points], style, label=label)
         whole = [row["test_accuracy"] for row in own if row["mask"] == "none"]
-        axes.axhline(sum(whole) / len(whole), color="0.5", lw=1, label="not pruned, retrained as long")
+        if whole:
+            axes.axhline(sum(whole) / len(whole), color="0.5", lw=1, label="not pruned, retrained as long")
         axes.set_xlabel("weights kept of the pruned connections")
         axes.set_ylabel("test accuracy")
         axes.set_title(f"{network}: {method.upper()}", fontsize=9)

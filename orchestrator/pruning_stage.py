@@ -6,7 +6,7 @@ method, threshold, seed and kind of mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -56,8 +56,8 @@ class PruningJob:
     seed: int
 
 
-def prune_finalists(run: ExistingRun, *, only: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Rows of `pruning.parquet`, one for each retraining; `only` names the finalists to prune, all by default."""
+def prune_finalists(run: ExistingRun, *, only: Sequence[str] = ()) -> list[str]:
+    """Prune finalists and record every retraining as it ends; `only` names them, all by default. Returns failures."""
     ledger, progress, config = run.ledger, run.progress, run.config.pruning
     cpus, gpus = run.config.analysis_resources()
     chosen = [record.id for record in ledger.finalists if record.completed and (not only or record.id in only)]
@@ -65,17 +65,25 @@ def prune_finalists(run: ExistingRun, *, only: Sequence[str] = ()) -> list[dict[
     settings = AnalysisConfig(taps=("attn", "mlp", "block"), readout=config.readout, permutations=1)
     jobs = [AnalysisJob(run_id, ledger.finalist_folder(run_id), out, settings) for run_id, out in analyses.items()]
     progress.stage("fields of all units", len(jobs), unit="networks")
-    found = _Collector(progress)
+    found = _Events(progress, keep=lambda *_: "done")
     run_tasks(analyse_checkpoint, jobs, found, cpus=cpus, gpus=gpus, arrays=run.arrays)
     retrainings = [
         job
-        for run_id in found.results
+        for run_id in found.completed_ids
         for job in pruning_jobs(run_id, ledger.finalist_folder(run_id), analyses[run_id], config)
     ]
+
+    def keep(job_id: str, row: dict[str, Any]) -> str:
+        ledger.add_pruning(job_id, row)
+        return f"kept={row['kept_of_connections']:.3f} test_accuracy={row['test_accuracy']:.4f}"
+
     progress.stage("retraining", len(retrainings), unit="pruned networks")
-    rows = _Collector(progress)
-    run_tasks(prune_once, retrainings, rows, cpus=cpus, gpus=gpus, arrays=run.arrays)
-    return [rows.results[job.id] for job in retrainings if job.id in rows.results]
+    retrained = _Events(progress, keep=keep)
+    try:
+        run_tasks(prune_once, retrainings, retrained, cpus=cpus, gpus=gpus, arrays=run.arrays)
+    finally:
+        ledger.write_tables()
+    return found.failures + retrained.failures
 
 
 def pruning_jobs(finalist: str, checkpoint: Path, analysis: Path, config: PruningConfig) -> list[PruningJob]:
@@ -161,22 +169,21 @@ def unit_labels(fields: dict[str, Tensor], threshold: float) -> dict[LayerKey, T
     return labels
 
 
-class _Collector:
-    """Keeps the results of tasks, and shows them."""
+class _Events:
+    """Keeps the results of tasks as they come, and shows them."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.results: dict[str, Any] = {}
+    def __init__(self, progress: Progress, *, keep: Callable[[str, Any], str]) -> None:
+        self._progress, self._keep = progress, keep
+        self.completed_ids: list[str] = []
+        self.failures: list[str] = []
 
     def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
         self._progress.part(job_id, activity, done, total)
 
     def completed(self, job_id: str, result: Any) -> None:
-        self.results[job_id] = result
-        outcome = "done"
-        if isinstance(result, dict):
-            outcome = f"kept={result['kept_of_connections']:.3f} test_accuracy={result['test_accuracy']:.4f}"
-        self._progress.finished(job_id, outcome)
+        self._progress.finished(job_id, self._keep(job_id, result))
+        self.completed_ids.append(job_id)
 
     def failed(self, job_id: str, reason: str) -> None:
+        self.failures.append(f"{job_id}: {reason}")
         self._progress.finished(job_id, reason, failed=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 import ray
@@ -52,7 +53,7 @@ def run_tasks(
     try:
         while pending:
             done, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
-            for report in reports.get_nowait_batch(reports.qsize()):
+            for report in _waiting(reports):
                 events.progressed(*report)
             for finished in done:
                 job = pending.pop(finished)
@@ -64,6 +65,14 @@ def run_tasks(
         reports.shutdown(force=True)
 
 
+def _waiting(reports: Queue) -> list[Any]:
+    """Reports that have come in; none where the node that kept them is gone."""
+    try:
+        return reports.get_nowait_batch(reports.qsize())
+    except ray.exceptions.RayError:
+        return []
+
+
 def _do(work: Work[JobT], job: JobT, arrays: list[ray.ObjectRef], threads: int, use_gpu: bool, reports: Queue) -> Any:
     if not use_gpu:
         torch.set_num_threads(threads)
@@ -73,7 +82,8 @@ def _do(work: Work[JobT], job: JobT, arrays: list[ray.ObjectRef], threads: int, 
         nonlocal reported
         if time.monotonic() - reported > 0.5:
             reported = time.monotonic()
-            reports.put_nowait((job.id, activity, done, total))
+            with suppress(ray.exceptions.RayError):  # work goes on where nobody can be told of it
+                reports.put_nowait((job.id, activity, done, total))
 
     dataset = Dataset.from_arrays(ray.get(arrays[0]))
     return work(job, dataset, torch.device("cuda" if use_gpu else "cpu"), report)

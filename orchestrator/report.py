@@ -122,11 +122,7 @@ def write_summary(
         "front": [record.id for record in front],
         "hypervolume": front_hypervolume(ledger),
         "finalists": finalist_summary(ledger),
-        "analyses": {
-            status: sum(one["status"] == status for one in ledger.analyses.values())
-            for status in ("completed", "failed")
-        },
-        "committees": [row for row in ledger.committees if row["kind"] in ("group", "contrast")],
+        **_after_finalists(ledger),
         "seeds": {
             "search": config.seed,
             "split": config.data.split_seed,
@@ -139,6 +135,22 @@ def write_summary(
         "git_revision": revision,
     }
     atomic_write_text(ledger.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+
+
+def update_summary(ledger: Ledger) -> None:
+    """Bring what a summary says of analyses and committees up to date."""
+    path = ledger.folder / "summary.json"
+    if path.exists():
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        atomic_write_text(path, json.dumps(summary | _after_finalists(ledger), indent=2) + "\n")
+
+
+def _after_finalists(ledger: Ledger) -> dict[str, Any]:
+    states = [one["status"] for one in ledger.analyses.values()]
+    return {
+        "analyses": {status: states.count(status) for status in ("completed", "failed")},
+        "committees": [row for row in ledger.committees if row["kind"] in ("group", "contrast")],
+    }
 
 
 def front_hypervolume(ledger: Ledger) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from lsmha.data import Dataset
 from orchestrator.cluster import check_capacity, connect
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
 from orchestrator.ledger import Ledger, check_new_folder
-from orchestrator.preflight import check_batches, load_data
+from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
 from orchestrator.report import front_table, git_revision, plot_front, show_results, write_summary
 from orchestrator.search_space import SearchSpace
@@ -40,6 +40,8 @@ def run_sweep(
     space = build_space(config, dataset)
     study = build_study(config, space)
     check_batches(config, dataset)
+    if config.analysis.enabled:
+        check_analysis("analysis", config.analysis.readout, dataset)
     with connect(address, dashboard=dashboard) as capacity:
         check_capacity(config, capacity)
         ledger = Ledger.create(folder, config)

@@ -227,15 +227,17 @@ class Sweep:
             record_committees(self.ledger, self.progress)
 
     def _finalist_trials(self) -> list[TrialRecord]:
-        chosen = select_finalists(self.ledger.front(), self.config.finalists.max_finalists)
+        chosen = list(select_finalists(self.ledger.front(), self.config.finalists.max_finalists))
         listed = self.space.checked_points(self.config.finalists.include, field="finalists.include")
         included = {self.space.key(point) for point in listed}
         known = {record.id for record in chosen}
-        return chosen + [
-            record
-            for record in self.ledger.trials
-            if record.completed and self.space.key(record.point) in included and record.id not in known
-        ]
+        for record in self.ledger.trials:
+            if self.space.key(record.point) in included and record.id not in known:
+                if record.completed:
+                    chosen.append(record)
+                else:
+                    self.progress.say(f"{record.id} is in finalists.include, but its trial failed: {record.error}")
+        return chosen
 
     def _run(
         self, name: str, searcher: JobSearcher, recorder: _Recorder, *, num_jobs: int, resources: ResourcesConfig

@@ -8,7 +8,16 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from typing_extensions import Self
 
 from lsmha.committees import Rule
-from lsmha.config import AnalysisConfig, Config, DataConfig, LatencyConfig, ModelConfig, PruningConfig, TrainConfig
+from lsmha.config import (
+    AnalysisConfig,
+    Config,
+    DataConfig,
+    LatencyConfig,
+    ModelConfig,
+    PruningConfig,
+    TrainConfig,
+    distinct,
+)
 
 DATA_DEFINED = ("img_size", "in_channels", "num_classes")
 """Model fields that follow from the data set and cannot be set or searched."""
@@ -133,7 +142,7 @@ class FinalistsConfig(Config):
     """The front's configurations trained again, at the full budget, and tested once."""
 
     max_finalists: int = Field(5, ge=0)
-    """Configurations to retrain, spread evenly along the front; 0 leaves this stage out."""
+    """Configurations of the front to retrain, spread evenly along it."""
     epochs: int | None = Field(None, ge=1)
     """Epochs of each; by default those of the trials."""
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, strict=False)
@@ -144,12 +153,7 @@ class FinalistsConfig(Config):
     """Points to retrain whether or not they are on the front, each with a value for every dimension of the space: the
     members and controls of a committee, say. The search tries them first."""
 
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"seeds must be distinct, but got {list(seeds)}")
-        return seeds
+    _distinct = field_validator("seeds")(distinct)
 
 
 class AnalysisStageConfig(AnalysisConfig):
@@ -179,6 +183,8 @@ class CommitteesConfig(Config):
     selection by validation accuracy."""
     resamples: int = Field(2000, ge=100)
     """Bootstrap resamples of the test images behind each interval."""
+
+    _distinct = field_validator("rules")(distinct)
 
 
 class RunConfig(Config):

@@ -14,7 +14,6 @@ from lsmha.analysis.taps import Tap, taps_of
 from lsmha.config import AnalysisConfig, ModelConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT
-from lsmha.training import evaluate
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def analyze(
         seed=config.seed,
         on_progress=on_progress,
     )
-    fields, accuracy = measure_fields(
+    fields, accuracy, network_accuracy = measure_fields(
         model,
         readouts,
         dataset,
@@ -104,7 +103,7 @@ def analyze(
         class_names=dataset.class_names,
         fingerprint=dataset.fingerprint,
         test_images=len(dataset.test),
-        test_accuracy=evaluate(model, dataset.test, dataset, device=device).accuracy,
+        test_accuracy=network_accuracy,
         taps=tuple(taps),
     )
 

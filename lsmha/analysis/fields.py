@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,14 @@ class TapAccuracy:
     """(H,) with all heads but one."""
 
 
+class Measured(NamedTuple):
+    """What one pass over the test set gives, by tap, and the accuracy of the network itself."""
+
+    fields: dict[Tap, TapFields]
+    accuracy: dict[Tap, TapAccuracy]
+    network_accuracy: float
+
+
 @torch.no_grad()
 def measure_fields(
     model: CCT,
@@ -59,7 +68,7 @@ def measure_fields(
     with_accuracy: bool = True,
     batch_size: int = BATCH_SIZE,
     on_batch: Callable[[int, int], None] = lambda *_: None,
-) -> tuple[dict[Tap, TapFields], dict[Tap, TapAccuracy]]:
+) -> Measured:
     """Fields of every unit of every tap, and how accurate heads are alone and missed, over the test set.
 
     Memory does not grow with the test set, and the cost of the fields not with the number of heads; accuracies classify
@@ -92,7 +101,8 @@ def measure_fields(
         return torch.cat([readouts[tap].pool(tokens, groups=groups) for groups in views[tap]], dim=1)
 
     done = 0
-    for features, labels in stream_taps(
+    network_hits = torch.zeros((), dtype=torch.int64, device=device)
+    for features, labels, logits in stream_taps(
         model, readouts, dataset.test, dataset, device=device, pool=pool, batch_size=batch_size
     ):
         one_hot = F.one_hot(labels, dataset.num_classes).to(torch.float32).T
@@ -102,6 +112,7 @@ def measure_fields(
                 _add(sums, (tap, groups), (one_hot @ pooled.flatten(1).float()).double())
             if with_accuracy:
                 _count_correct(correct, tap, readouts[tap], by_groups, heads[tap], labels, silenced=silenced)
+        network_hits += (logits.argmax(dim=1) == labels).sum()
         done += len(labels)
         on_batch(done, len(dataset.test))
     means = {key: (total.cpu() / counts.unsqueeze(1)) for key, total in sums.items()}
@@ -118,7 +129,7 @@ def measure_fields(
         for tap in readouts
         if with_accuracy
     }
-    return fields, accuracy
+    return Measured(fields, accuracy, network_hits.item() / total)
 
 
 def check_labels_present(dataset: Dataset) -> None:

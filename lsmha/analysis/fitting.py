@@ -35,8 +35,9 @@ def fit_readouts(
     """A read-out for each tap, trained on the training split while the network stays as it is, in eval mode.
 
     Raises:
-        ValueError: Solver `lbfgs` would have to hold too much, or `sgd` has fewer images than a batch.
+        ValueError: As for `check_fittable`, or solver `lbfgs` would have to hold too much.
     """
+    check_fittable(dataset, config)
     train = dataset.train
     if config.max_train_images is not None and config.max_train_images < len(train):
         train = train.subset(stratified_subset(train.labels, config.max_train_images, seed=seed))
@@ -45,6 +46,19 @@ def fit_readouts(
     solve = _solve_lbfgs if config.solver == "lbfgs" else _train_sgd
     solve(model, readouts, train, dataset, config, device=device, seed=seed, on_progress=on_progress)
     return {tap: readout.eval().requires_grad_(False) for tap, readout in readouts.items()}
+
+
+def check_fittable(dataset: Dataset, config: ReadoutConfig) -> None:
+    """Raise ValueError where the training images are too few for the settings, whatever the network."""
+    images = min(len(dataset.train), config.max_train_images or len(dataset.train))
+    if images < dataset.num_classes:
+        raise ValueError(
+            f"readout.max_train_images: each of {dataset.num_classes} labels needs at least one image, but got {images}"
+        )
+    if config.solver == "sgd" and config.batch_size > images:
+        raise ValueError(
+            f"readout.batch_size: at most the {images:,} training images are allowed, but got {config.batch_size}"
+        )
 
 
 def _solve_lbfgs(
@@ -67,7 +81,7 @@ def _solve_lbfgs(
         )
     features = {tap: torch.empty(len(train), readout.fc.in_features) for tap, readout in readouts.items()}
     done = 0
-    for pooled, labels in stream_taps(model, readouts, train, dataset, device=device):
+    for pooled, labels, _ in stream_taps(model, readouts, train, dataset, device=device):
         for tap, batch in pooled.items():
             features[tap][done : done + len(labels)] = batch.flatten(1)
         done += len(labels)
@@ -91,12 +105,11 @@ def minimise_cross_entropy(
 ) -> Tensor:
     """Weights (K, F) of the bias-free softmax regression on features (n, F) and labels (n,), by L-BFGS from zero.
 
-    The loss is the mean cross-entropy plus weight_decay / 2 times the sum of squared weights. The search runs on
-    features scaled to a root mean square of one, which leaves the minimum where it is and brings it nearer.
+    The loss is the mean cross-entropy plus weight_decay / 2 times the sum of squared weights. The search runs as though
+    features had a root mean square of one, which leaves the minimum where it is and brings it nearer.
     """
-    scale = features.square().mean(dim=0).sqrt()
+    scale = torch.linalg.vector_norm(features, dim=0) / len(features) ** 0.5
     scale = torch.where(scale > 0, scale, 1)
-    scaled = features / scale
     weight = torch.zeros(num_classes, features.shape[1], device=features.device, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight],
@@ -110,8 +123,8 @@ def minimise_cross_entropy(
 
     def loss_and_gradient() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        loss = F.cross_entropy(F.linear(scaled, weight), labels)
-        loss = loss + 0.5 * weight_decay * (weight / scale).square().sum()
+        unscaled = weight / scale
+        loss = F.cross_entropy(F.linear(features, unscaled), labels) + 0.5 * weight_decay * unscaled.square().sum()
         loss.backward()
         return loss
 
@@ -130,10 +143,6 @@ def _train_sgd(
     seed: int,
     on_progress: OnProgress,
 ) -> None:
-    if config.batch_size > len(train):
-        raise ValueError(
-            f"readout.batch_size: at most the {len(train):,} training images are allowed, but got {config.batch_size}"
-        )
     parameters = [parameter for readout in readouts.values() for parameter in readout.parameters()]
     optimizer = torch.optim.SGD(
         parameters,

@@ -32,13 +32,13 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _main_groups(analysis: Analysis) -> list[tuple[TapAnalysis, GroupAnalysis]]:
-    """Of each block the heads, of a conv block the filters: what the method speaks of."""
-    return [(tap, group) for tap in analysis.taps for group in tap.groups if group.kind in ("head", "filter")]
+    """Of each tap the heads where it has any, else its filters or nodes."""
+    return [(tap, tap.groups[0]) for tap in analysis.taps]
 
 
 def _plot_blocks(analysis: Analysis, title: str) -> Figure:
     pairs = _main_groups(analysis)
-    names = [f"{tap.tap.block}\n{group.kind}s" for tap, group in pairs]
+    names = [f"{tap.tap.block}\n{tap.tap.kind if group.kind == 'node' else group.kind}s" for tap, group in pairs]
     places = range(len(pairs))
     figure = Figure(figsize=(10, 3.4), dpi=150, layout="constrained")
     accuracy, snr, clusters = figure.subplots(1, 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -139,5 +140,5 @@ def _block_columns(tap: TapAnalysis, group: GroupAnalysis) -> dict[str, Any]:
 
 
 def _finite(value: float) -> float | None:
-    """NaN as null: a table has a word for what there is none of. Infinite ratios stay."""
-    return None if value != value else float(value)
+    """Null for what there is none of (NaN), and for the ratio of some signal to no noise: JSON knows neither."""
+    return float(value) if math.isfinite(value) else None

@@ -29,11 +29,11 @@ def stream_taps(
     device: torch.device,
     pool: Pool | None = None,
     batch_size: int = BATCH_SIZE,
-) -> Iterator[tuple[dict[Tap, Tensor], Tensor]]:
-    """Batches of pooled features and labels (B,), from one forward pass of the network in eval mode.
+) -> Iterator[tuple[dict[Tap, Tensor], Tensor, Tensor]]:
+    """Batches of pooled features, labels (B,) and the network's logits (B, K), from one forward pass in eval mode.
 
     Tokens are pooled, by default each tap's by its own read-out to (B, T, F), while the pass goes on and then dropped:
-    memory holds one tap's tokens at a time, and nothing of earlier batches.
+    memory holds pooled features of one batch, and nothing of earlier ones.
     """
     kept: dict[Tap, Tensor] = {}
 
@@ -43,5 +43,5 @@ def stream_taps(
     model.eval()
     with watch_taps(model, readouts, on_tap):
         for batch, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-            model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
-            yield dict(kept), labels.to(device, non_blocking=True)
+            logits = model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
+            yield dict(kept), labels.to(device, non_blocking=True), logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, device
 
@@ -49,6 +49,11 @@ def load_logits(folder: Path, split: HeldOut) -> StoredLogits:
 
     Raises:
         OSError: There is no such file.
+        ValueError: It is damaged, or of another kind.
     """
-    with safe_open(logits_path(folder, split), framework="pt") as file:
-        return StoredLogits(file.get_tensor("logits"), file.get_tensor("labels"), file.metadata()["fingerprint"])
+    path = logits_path(folder, split)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return StoredLogits(file.get_tensor("logits"), file.get_tensor("labels"), file.metadata()["fingerprint"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} does not hold logits: {' '.join(str(error).split())}") from None

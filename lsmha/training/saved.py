@@ -94,6 +94,8 @@ def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) 
     Raises:
         ValueError: It cannot be read, or does not fit what the arguments say.
     """
+    if not path.exists():
+        raise ValueError(f"{path} must exist")
     if not path.is_dir():
         if num_heads is None:
             raise ValueError("num_heads must be given for published weights: their shapes do not tell it")

@@ -13,10 +13,11 @@ from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
 from lsmha.analysis import Tap, analyze
 from lsmha.analysis.plots import cluster_order, save_plots
-from lsmha.analysis.saved import load_fields, save_analysis
+from lsmha.analysis.saved import block_rows, load_fields, save_analysis
 from lsmha.config import AnalysisConfig
 from lsmha.models import CCT
 from lsmha.training import train
+from orchestrator.analysis_report import analysis_table, main_rows
 
 CPU = torch.device("cpu")
 
@@ -83,6 +84,19 @@ def test_all_taps(trained: CCT) -> None:
         *(Tap(kind, block) for block in (1, 2) for kind in ("attn", "mlp", "block")),
     ]
     assert len(analysis.taps[2].groups[0].fields) == trained.config.mlp_dim
+
+
+@pytest.mark.parametrize("taps", [("block",), ("mlp",), ("block", "attn")])
+@pytest.mark.parametrize("num_conv_blocks", [0, 2])
+def test_other_taps_are_saved_and_drawn(taps: tuple[str, ...], num_conv_blocks: int, tmp_path: Path) -> None:
+    model = CCT(tiny_model(num_heads=1, num_conv_blocks=num_conv_blocks))
+    analysis = analyze(model, tiny_dataset(), AnalysisConfig(taps=taps, permutations=5), device=CPU)
+    save_analysis(analysis, tmp_path)
+    save_plots(analysis, tmp_path, title="tiny")
+    rows = pd.read_parquet(tmp_path / "blocks.parquet").to_dict("records")
+    assert len(main_rows(rows)) == 2 * (1 if num_conv_blocks else len(taps))
+    assert analysis_table("tiny", rows).row_count == len(main_rows(rows))
+    json.dumps(block_rows(analysis), allow_nan=False)
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ def test_labels_missing_from_the_test_set(
     test = LabeledImages(digits.test.images[keep], digits.test.labels[keep])
     fewer = Dataset.from_splits("digits", train=digits.train, val=digits.val, test=test, class_names=digits.class_names)
     monkeypatch.setattr("orchestrator.analyze.load_data", lambda *_, **__: fewer)
-    assert_words(refused("analyze", saved(tmp_path / "one", digits)), "every label needs an image", "3")
+    assert_words(refused("analyze", saved(tmp_path / "one", fewer)), "every label needs an image", "3")
 
 
 @pytest.mark.parametrize(
@@ -191,10 +191,42 @@ def test_committees_of_several_runs_need_a_folder(refused: Refused, tmp_path: Pa
     assert_words(refused("committee", first, first, "--out", "x"), "each run may be named once")
 
 
-def test_missing_logits(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
+def test_missing_and_damaged_logits(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
     run = run_of(tmp_path / "run", digits, digits)
-    (run / "finalists" / "t0001-s0" / "val_logits.safetensors").unlink()
+    logits = run / "finalists" / "t0001-s0" / "test_logits.safetensors"
+    logits.write_bytes(logits.read_bytes()[:-50])
+    assert_words(refused("committee", run), "t0001-s0", "cannot be read", "does not hold logits")
+    logits.unlink()
     assert_words(refused("committee", run), "t0001-s0", "cannot be read")
+
+
+def test_settings_that_would_change_the_run(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
+    run = run_of(tmp_path / "run", digits)
+    for setting in ("data.max_train_images=100", "train.epochs=3"):
+        assert_words(refused("analyze", run, "--set", setting), "--set", "analysis, pruning and data.path", setting)
+    checkpoint = run / "finalists" / "t0000-s0"
+    assert_words(refused("analyze", checkpoint, "--set", "analyses.threshold=0.5"), "--set", "'analyses'")
+
+
+def test_a_checkpoint_of_another_split(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
+    folder = saved(tmp_path / "one", digits)
+    line = refused("analyze", folder, "--set", "data.split_seed=1")
+    assert_words(line, "data", "the test set that the network was trained beside", "data.split_seed")
+
+
+def test_read_outs_without_enough_images(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
+    folder = saved(tmp_path / "one", digits)
+    setting = "analysis.readout={solver: sgd, batch_size: 100000}"
+    assert_words(refused("analyze", folder, "--set", setting), "analysis", "readout.batch_size", "100000")
+    assert_words(
+        refused("analyze", folder, "--set", "analysis.readout.max_train_images=9"), "max_train_images", "10", "9"
+    )
+
+
+def test_results_have_nowhere_to_go(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
+    folder = saved(tmp_path / "one", digits)
+    (tmp_path / "file").write_text("taken")
+    assert_words(refused("analyze", folder, "--out", tmp_path / "file"), "--out", "folder", "file")
 
 
 def test_an_unknown_finalist(refused: Refused, tmp_path: Path, digits: Dataset) -> None:

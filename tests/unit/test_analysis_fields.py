@@ -15,6 +15,7 @@ from lsmha.analysis.streaming import stream_taps
 from lsmha.analysis.taps import Tap, taps_of, watch_taps
 from lsmha.data import Dataset, LabeledImages, normalise
 from lsmha.models import CCT
+from lsmha.training import evaluate
 
 CPU = torch.device("cpu")
 POOLINGS = ("mean", "sequence", "flatten")
@@ -82,7 +83,7 @@ def test_no_hook_stays() -> None:
 def test_fields_add_up(pooling: str) -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, pooling)
-    fields, accuracy = measure_fields(model, readouts, dataset, device=CPU)
+    fields, accuracy, _ = measure_fields(model, readouts, dataset, device=CPU)
     tokens = tokens_of(model, list(readouts), dataset)
     for tap, readout in readouts.items():
         with torch.no_grad():
@@ -128,7 +129,7 @@ def plain_loop(readout: ReadOut, tokens: Tensor, dataset: Dataset, groups: int, 
 def test_one_pass_equals_silencing_one_by_one(pooling: str, convention: str, num_heads: int) -> None:
     model, dataset = network(num_heads=num_heads), tiny_dataset()
     readouts = readouts_of(model, pooling)
-    fields, accuracy = measure_fields(model, readouts, dataset, device=CPU, pooling_weights=convention)
+    fields, accuracy, _ = measure_fields(model, readouts, dataset, device=CPU, pooling_weights=convention)
     for tap, tokens in tokens_of(model, list(readouts), dataset).items():
         with torch.no_grad():
             units = plain_loop(readouts[tap], tokens, dataset, tokens.shape[-1], convention)
@@ -142,7 +143,7 @@ def test_one_pass_equals_silencing_one_by_one(pooling: str, convention: str, num
 def test_silencing_in_the_network_is_silencing_at_the_tap() -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, "sequence", ("attn",))
-    fields, accuracy = measure_fields(model, readouts, dataset, device=CPU, pooling_weights="silenced")
+    fields, accuracy, _ = measure_fields(model, readouts, dataset, device=CPU, pooling_weights="silenced")
     inputs, last = normalise(dataset.test.images, dataset.mean, dataset.std), Tap("attn", 2)
     for head in range(4):
         mask = torch.ones(3, 4)
@@ -159,7 +160,7 @@ def test_silencing_in_the_network_is_silencing_at_the_tap() -> None:
 def test_accuracy_without_a_head_is_that_of_the_other_heads() -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, "mean", ("attn",))
-    _, accuracy = measure_fields(model, readouts, dataset, device=CPU)
+    _, accuracy, _ = measure_fields(model, readouts, dataset, device=CPU)
     for tap in (Tap("attn", 1), Tap("attn", 2)):
         tokens = tokens_of(model, [tap], dataset)[tap].unflatten(2, (4, -1))
         for head in range(4):
@@ -201,7 +202,7 @@ def test_fields_of_filters_equal_the_published_computation() -> None:
 def test_fields_of_conv_blocks_equal_the_published_computation(kind: str) -> None:
     model, dataset = network(num_conv_blocks=3, conv_kind=kind), tiny_dataset()
     readouts = readouts_of(model, "flatten")
-    fields, _ = measure_fields(model, readouts, dataset, device=CPU)
+    fields, _, _ = measure_fields(model, readouts, dataset, device=CPU)
     for tap, tokens in tokens_of(model, list(readouts), dataset).items():
         weight = readouts[tap].fc.weight.detach().view(3, *tokens.shape[1:])
         published = mean_by_label(torch.einsum("bnc,knc->bck", tokens, weight), dataset).transpose(0, 1)
@@ -213,8 +214,12 @@ def test_fields_of_conv_blocks_equal_the_published_computation(kind: str) -> Non
 def test_batches_do_not_matter(batch_size: int) -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, "sequence")
-    whole, right = measure_fields(model, readouts, dataset, device=CPU, batch_size=30)
-    parts, right_in_parts = measure_fields(model, readouts, dataset, device=CPU, batch_size=batch_size)
+    whole, right, network_right = measure_fields(model, readouts, dataset, device=CPU, batch_size=30)
+    parts, right_in_parts, network_right_in_parts = measure_fields(
+        model, readouts, dataset, device=CPU, batch_size=batch_size
+    )
+    expected = evaluate(model, dataset.test, dataset, device=CPU).accuracy
+    assert network_right_in_parts == network_right == pytest.approx(expected)
     for tap in readouts:
         torch.testing.assert_close(parts[tap].units, whole[tap].units, rtol=1e-5, atol=1e-6)
         assert right_in_parts[tap].readout == pytest.approx(right[tap].readout)
@@ -224,8 +229,8 @@ def test_memory_holds_pooled_features_of_one_batch() -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, "mean")
     batches = list(stream_taps(model, readouts, dataset.test, dataset, device=CPU, batch_size=8))
-    assert [len(labels) for _, labels in batches] == [8, 8, 8, 6]
-    for features, labels in batches:
+    assert [len(labels) for _, labels, _ in batches] == [8, 8, 8, 6]
+    for features, labels, _ in batches:
         for tap, kept in features.items():
             assert kept.shape == (len(labels), 1, readouts[tap].fc.in_features)
 

@@ -163,7 +163,7 @@ def test_sgd_refuses_a_batch_that_the_images_do_not_fill() -> None:
     [
         ({"readout": {"pooling": "sequence"}}, "pooling must be mean or flatten for solver lbfgs"),
         ({"readout": {"augment": {"mixup_alpha": 0.2}}}, "augment must not mix images"),
-        ({"taps": ["attn", "attn"]}, "each tap may appear once"),
+        ({"taps": ["attn", "attn"]}, "values must be distinct"),
         ({"threshold": 1.0}, "threshold"),
     ],
 )

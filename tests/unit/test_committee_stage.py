@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from tiny_data import tiny_model
 
 from lsmha.committees import committee_predictions
 from lsmha.tables import write_table
+from lsmha.training.logits import StoredLogits
 from orchestrator.analysis_report import committees_table
 from orchestrator.committee_members import Member, committee_groups
 from orchestrator.committee_plot import plot_committees
 from orchestrator.committee_stage import form_committees
+from orchestrator.errors import UserError
 from orchestrator.sweep_config import CommitteesConfig
 
 CONFIG = CommitteesConfig(resamples=200)
@@ -30,12 +33,13 @@ def member(name: str, *, seed: int, val_accuracy: float = 0.5, latency_ms: float
     logits = noise + torch.nn.functional.one_hot(labels, 3)
     return Member(
         id=f"{name}-s{seed}",
+        run="run",
+        trial=name,
         model=tiny_model(**model).canonical(),
         seed=seed,
         latency_ms=latency_ms,
         val_accuracy=val_accuracy,
-        val_logits=logits.flip(0),
-        val_labels=labels.flip(0),
+        validation=StoredLogits(logits.flip(0), labels.flip(0), "f"),
         logits=logits,
         labels=labels,
         fingerprint="f",
@@ -60,11 +64,11 @@ def ids(members: list[Member], committees: list[tuple[int, ...]]) -> list[tuple[
 
 def test_groups() -> None:
     members = pool()
-    groups = [(name, ids(members, committees)) for name, committees in committee_groups(members)]
+    groups = [(group.name, ids(members, group.committees)) for group in committee_groups(members)]
     assert groups == [
         ("all", [tuple(one.id for one in members if not one.is_cnn)]),
         ("mixed_heads", [(f"h1-s{seed}", f"h2-s{seed}", f"h4-s{seed}") for seed in (0, 1, 2)]),
-        ("same_architecture", [tuple(f"{name}-s{seed}" for seed in (0, 1, 2)) for name in ("h1", "h2", "h4", "rival")]),
+        ("same_architecture", [tuple(f"{name}-s{seed}" for seed in (0, 1, 2)) for name in ("h1", "h2", "h4")]),
         ("cnn", [(f"cnn-conv3x3-s{seed}", f"cnn-depthwise-s{seed}") for seed in (0, 1)]),
         (
             "cnn_same_architecture",
@@ -75,10 +79,52 @@ def test_groups() -> None:
 
 def test_mixed_committees_are_also_as_large_as_those_of_seeds() -> None:
     members = [member(f"h{heads}", seed=seed, num_heads=heads) for heads in (1, 2, 4) for seed in (0, 1)]
-    groups = [(name, ids(members, committees)) for name, committees in committee_groups(members)]
+    groups = [(group.name, ids(members, group.committees)) for group in committee_groups(members)]
     pairs = [(f"h{a}-s{seed}", f"h{b}-s{seed}") for a, b in ((1, 2), (1, 4), (2, 4)) for seed in (0, 1)]
     assert ("mixed_heads", pairs) in groups
     assert ("mixed_heads", [(f"h1-s{seed}", f"h2-s{seed}", f"h4-s{seed}") for seed in (0, 1)]) in groups
+
+
+def test_a_failed_seed_leaves_the_contrast_balanced() -> None:
+    members = [one for one in pool()[:9] if one.id != "h1-s2"]
+    for group in committee_groups(members)[1:]:
+        counts = np.bincount(np.ravel(group.committees), minlength=len(members))
+        used = [members[index].id for index in np.flatnonzero(counts)]
+        assert used == [f"h{heads}-s{seed}" for heads in (1, 2, 4) for seed in (0, 1)], group.name
+        assert len(set(counts[counts > 0])) == 1, group.name
+
+
+def test_recipes_of_one_architecture_do_not_mix() -> None:
+    slow = [member("slow", seed=seed, num_heads=1, val_accuracy=0.3) for seed in (0, 1, 2)]
+    fast = [member("fast", seed=seed, num_heads=1, val_accuracy=0.9) for seed in (0, 1, 2)]
+    members = [*slow, *fast, *(member("h2", seed=seed, num_heads=2) for seed in (0, 1, 2))]
+    groups = {(group.name, group.size): ids(members, group.committees) for group in committee_groups(members)}
+    assert groups["mixed_heads", 2] == [(f"fast-s{seed}", f"h2-s{seed}") for seed in (0, 1, 2)]
+    assert groups["same_architecture", 3] == [tuple(f"{name}-s{seed}" for seed in range(3)) for name in ("fast", "h2")]
+
+
+def test_of_many_committees_an_even_part_is_scored() -> None:
+    members = [
+        member(f"h{heads}", seed=seed, embed_dim=64, num_heads=heads)
+        for heads in (1, 2, 4, 8, 16, 32, 64)
+        for seed in (0, 1, 2)
+    ]
+    (triples,) = [group for group in committee_groups(members) if (group.name, group.size) == ("mixed_heads", 3)]
+    assert (len(triples.committees), triples.num_possible) == (64, 105)
+    counts = np.bincount(np.ravel(triples.committees), minlength=len(members)).reshape(7, 3).sum(axis=1)
+    assert counts.min() > 0.6 * counts.max()
+
+
+def test_large_pools_need_validation_logits_of_the_same_images() -> None:
+    members = pool()[:6]
+    config = CONFIG.model_copy(update={"max_exhaustive": 4})
+    whole = members[3]
+    shifted = whole.validation._replace(labels=whole.validation.labels.roll(1))
+    for broken in (None, shifted):
+        members[3] = replace(whole, validation=broken)
+        assert form_committees(members, CONFIG, seed=0)
+        with pytest.raises(UserError, match=r"6 members are chosen by validation logits.*h1-s0 and h2-s0"):
+            form_committees(members, config, seed=0)
 
 
 def test_one_member_is_no_committee() -> None:
@@ -135,6 +181,7 @@ def test_curves_of_a_large_pool_choose_by_validation_accuracy() -> None:
     curve = [row for row in rows if row["kind"] == "size"]
     assert [row["size"] for row in curve] == [1, 2, 3, 4, 5, 6]
     assert {row["selection"] for row in curve} == {"greedy by validation accuracy"}
-    best = np.argmax([(one.val_logits.argmax(1) == one.val_labels).double().mean().item() for one in members])
+    stored = [one.validation for one in members]
+    best = np.argmax([(one.logits.argmax(1) == one.labels).double().mean().item() for one in stored])
     alone = (members[best].logits.argmax(1) == members[best].labels).double().mean().item()
     assert curve[0]["accuracy"] == pytest.approx(alone)

@@ -165,3 +165,29 @@ def test_no_temporary_files_stay(ledger: Ledger) -> None:
 def test_a_record_that_was_being_written_is_none(ledger: Ledger) -> None:
     (ledger.folder / "records" / "trials" / ".t0009.123.json").write_text('{"id": "t00')
     assert [record.id for record in Ledger.load(ledger.folder).trials] == [record.id for record in ledger.trials]
+
+
+def test_what_follows_the_finalists_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger.create(tmp_path / "run", CONFIG)
+    ledger.add_analysis("t0000-s0", [{"block": 0, "snr": 1.5}, {"block": 1, "snr": None}])
+    ledger.add_analysis("t0001-s0", [], error="ValueError: no")
+    ledger.add_pruning("t0000-s0-andc-none-r0", {"id": "t0000-s0", "mask": "none"})
+    ledger.add_pruning("t0000-s0-andc-none-r0", {"id": "t0000-s0", "mask": "none", "kept": 1.0})
+    ledger.set_committees([{"kind": "group", "accuracy": 0.5}])
+    monkeypatch.chdir(tmp_path)
+    again = Ledger.load(Path("run"))
+    assert again.folder.is_absolute()  # workers run in folders of their own
+    assert (again.analyses, again.prunings, again.committees) == (ledger.analyses, ledger.prunings, ledger.committees)
+    again.write_tables()
+    analysis = pd.read_parquet(tmp_path / "run" / "analysis.parquet")
+    assert analysis["id"].tolist() == ["t0000-s0", "t0000-s0"]
+    assert analysis["snr"].isna().tolist() == [False, True]
+    assert pd.read_parquet(tmp_path / "run" / "pruning.parquet")["kept"].tolist() == [1.0]
+    assert pd.read_parquet(tmp_path / "run" / "committees.parquet")["accuracy"].tolist() == [0.5]
+
+
+def test_records_are_strict_json(tmp_path: Path) -> None:
+    ledger = Ledger.create(tmp_path / "run", CONFIG)
+    with pytest.raises(ValueError, match="JSON"):
+        ledger.add_analysis("t0000-s0", [{"snr": float("inf")}])
+    assert Ledger.load(tmp_path / "run").analyses == {}
