@@ -40,13 +40,18 @@ def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *,
         raise UserError(f"RUN: at least two trained finalists make a committee, but got {len(members)}")
     first = ledgers[0]
     with interrupts_as_exceptions(), sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
+        progress.stage("committees", 1, unit=f"pool of {len(members)} members")
+        rows = form_committees(
+            members,
+            first.config.committees,
+            seed=first.config.seed,
+            on_progress=lambda done, total: progress.part("committees", "groups", done, total),
+        )
+        folder = out or first.folder
         if out is None:
-            record_committees(first, progress)
+            record_committees(first, rows)
             update_summary(first)
-            rows, folder = first.committees, first.folder
         else:
-            rows = form_committees(members, first.config.committees, seed=first.config.seed)
-            folder = out
             write_table(folder / "committees.parquet", rows)
             plot_committees(rows, folder / "committees.png", title=" + ".join(one.config.name for one in ledgers))
     if not quiet:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor
 
@@ -17,35 +20,71 @@ from lsmha.committees import (
     paired_bootstrap,
     subset_accuracies,
 )
+from lsmha.data import Dataset
 from orchestrator.committee_members import Member, committee_groups, load_members
 from orchestrator.committee_plot import plot_committees
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
+from orchestrator.ray_tasks import OnProgress, run_tasks
 from orchestrator.sweep_config import CommitteesConfig
 
 
-def record_committees(ledger: Ledger, progress: Progress) -> None:
-    """Form the committees of a run's finalists, record them, and draw them.
+@dataclass(frozen=True)
+class CommitteesJob:
+    """The committees of one run's finalists."""
 
-    Raises:
-        UserError: The finalists' logits cannot be read or do not belong together.
-    """
-    members = load_members([ledger])
-    if len(members) < 2:
-        return
-    config = ledger.config
-    progress.stage("committees", 1, unit=f"pool of {len(members)} members")
-    rows = form_committees(
-        members,
-        config.committees,
-        seed=config.seed,
-        on_progress=lambda done, total: progress.part("committees", "groups", done, total),
+    id: str
+    run: Path
+
+
+def committees_of_run(
+    job: CommitteesJob, _: Dataset, __: torch.device, on_progress: OnProgress
+) -> list[dict[str, Any]]:
+    """Rows of `committees.parquet`, from the logits in the run's folder; none with fewer than two finalists."""
+    ledger = Ledger.load(job.run)
+    return form_committees(
+        load_members([ledger]),
+        ledger.config.committees,
+        seed=ledger.config.seed,
+        on_progress=lambda done, total: on_progress("groups", done, total),
     )
+
+
+def form_committees_of(ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef) -> bool:
+    """Form a run's committees in a Ray task and record them; returns whether that went well."""
+    if sum(record.completed for record in ledger.finalists) < 2:
+        return True
+    progress.stage("committees", 1, unit="pool of finalists")
+    events = _Events(ledger, progress)
+    run_tasks(committees_of_run, [CommitteesJob("committees", ledger.folder)], events, cpus=1, gpus=0, arrays=arrays)
+    return not events.failed_once
+
+
+def record_committees(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
+    """Keep a run's committees and draw them."""
     ledger.set_committees(rows)
     ledger.write_tables()
-    plot_committees(rows, ledger.folder / "committees.png", title=config.name)
-    progress.finished("committees", f"{sum(row['kind'] == 'committee' for row in rows)} committees scored")
+    plot_committees(rows, ledger.folder / "committees.png", title=ledger.config.name)
+
+
+class _Events:
+    """Turns the events of the task into records and progress."""
+
+    def __init__(self, ledger: Ledger, progress: Progress) -> None:
+        self._ledger, self._progress = ledger, progress
+        self.failed_once = False
+
+    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
+        self._progress.part(job_id, activity, done, total)
+
+    def completed(self, job_id: str, rows: list[dict[str, Any]]) -> None:
+        record_committees(self._ledger, rows)
+        self._progress.finished(job_id, f"{sum(row['kind'] == 'committee' for row in rows)} scored")
+
+    def failed(self, job_id: str, reason: str) -> None:
+        self.failed_once = True
+        self._progress.finished(job_id, reason, failed=True)
 
 
 def form_committees(

@@ -27,8 +27,8 @@ from orchestrator.sweep_config import SweepConfig
 def run_sweep(
     config: SweepConfig, folder: Path, console: Console, *, address: str | None, dashboard: bool, quiet: bool
 ) -> int:
-    """Run the whole sweep into a new folder and return the exit code: 0; 1 if every trial, every finalist or any
-    analysis failed.
+    """Run the whole sweep into a new folder and return the exit code: 0; 1 if every trial, every finalist, an
+    analysis or the committees failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -61,7 +61,7 @@ def run_sweep(
                 _mark(folder, "analysis")
                 sweep.analyse_finalists()
                 _mark(folder, "committees")
-                sweep.form_committees()
+                committed = sweep.form_committees()
             ending.write(complete=True)
         except Interrupted as interrupted:
             ending.write(interrupted)
@@ -71,7 +71,7 @@ def run_sweep(
     wanted = config.finalists.max_finalists or config.finalists.include
     tested = any(record.completed for record in ledger.finalists)
     analysed = all(one["status"] == "completed" for one in ledger.analyses.values())
-    return 0 if ledger.front() and (tested or not wanted) and analysed else 1
+    return 0 if ledger.front() and (tested or not wanted) and analysed and committed else 1
 
 
 class _Ending:

@@ -15,7 +15,7 @@ from lsmha.training import EpochMetrics
 from lsmha.training.logits import logits_path
 from orchestrator.analysis_stage import analyse_finalists
 from orchestrator.cluster import Capacity, concurrent_trials
-from orchestrator.committee_stage import record_committees
+from orchestrator.committee_stage import form_committees_of
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
@@ -221,10 +221,11 @@ class Sweep:
         if self.config.analysis.enabled:
             analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays)
 
-    def form_committees(self) -> None:
-        """Let the finalists decide together, from their stored logits."""
-        if self.config.committees.enabled:
-            record_committees(self.ledger, self.progress)
+    def form_committees(self) -> bool:
+        """Let the finalists decide together, from their stored logits; returns whether that went well."""
+        if not self.config.committees.enabled:
+            return True
+        return form_committees_of(self.ledger, self.progress, arrays=self._arrays)
 
     def _finalist_trials(self) -> list[TrialRecord]:
         chosen = list(select_finalists(self.ledger.front(), self.config.finalists.max_finalists))
