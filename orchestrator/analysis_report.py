@@ -39,9 +39,9 @@ def committees_table(rows: Iterable[Mapping[str, Any]]) -> Table:
     rows = list(rows)
     rule = rows[0]["rule"] if rows else ""
     table = _table(
-        f"Committees by {rule}: test accuracy in %, gains in points with 95 % intervals over images",
+        f"Committees by {rule}: test accuracy in %, gains over members in points [95 %]",
         "committee",
-        numbers=("size", "n", "accuracy", "over best member", "over mean member"),
+        numbers=("size", "n", "accuracy", "over best", "over mean"),
     )
     for row in rows:
         if row["rule"] != rule:
@@ -93,4 +93,4 @@ def _number(value: float | None) -> str:
 
 def _gain(row: Mapping[str, Any], name: str) -> str:
     mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"

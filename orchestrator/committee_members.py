@@ -130,13 +130,14 @@ def committee_groups(members: Sequence[Member]) -> list[Group]:
     """Which members form committees.
 
     - `all`: all networks with attention together.
-    - `mixed_heads`: networks of different head counts, one for each count, all trained from the same seed. Where
-      several networks share a head count, the one of the best validation accuracy represents it.
+    - `mixed_heads`: networks of different head counts, one for each count, and each from another seed as long as there
+      are seeds. Where several networks share a head count, the one of the best validation accuracy represents it.
     - `same_architecture`: one of these very networks, trained from different seeds.
     - `cnn` and `cnn_same_architecture`: the same for plain CNNs of different architectures.
 
     Only seeds that all networks of a group have are used, so that at equal size mixed and same-architecture committees
-    have the same members, each as often.
+    have the same members, each as often. A seed stands for an order of the images too: members that share one make
+    mistakes in common, and would be no match for members that do not.
     """
     groups: list[Group] = []
     with_attention = [index for index, member in enumerate(members) if not member.is_cnn]
@@ -152,7 +153,11 @@ def committee_groups(members: Sequence[Member]) -> list[Group]:
         seeds = sorted(set.intersection(*(set(runs) for runs in networks)))
         mixed_sizes = {len(networks), len(seeds)} if len(seeds) <= len(networks) else {len(networks)}
         for size in sorted(size for size in mixed_sizes if size > 1 and seeds):
-            mixed = [tuple(runs[seed] for runs in some) for some in combinations(networks, size) for seed in seeds]
+            mixed = [
+                tuple(runs[seeds[(place + shift) % len(seeds)]] for place, runs in enumerate(some))
+                for some in combinations(networks, size)
+                for shift in range(len(seeds))
+            ]
             groups.append(_spread(mixed_name, mixed))
         for size in sorted(size for size in {len(networks), len(seeds)} if 1 < size <= len(seeds)):
             same = [tuple(runs[seed] for seed in some) for runs in networks for some in combinations(seeds, size)]

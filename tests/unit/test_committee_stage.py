@@ -67,9 +67,9 @@ def test_groups() -> None:
     groups = [(group.name, ids(members, group.committees)) for group in committee_groups(members)]
     assert groups == [
         ("all", [tuple(one.id for one in members if not one.is_cnn)]),
-        ("mixed_heads", [(f"h1-s{seed}", f"h2-s{seed}", f"h4-s{seed}") for seed in (0, 1, 2)]),
+        ("mixed_heads", [(f"h1-s{a}", f"h2-s{b}", f"h4-s{c}") for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]),
         ("same_architecture", [tuple(f"{name}-s{seed}" for seed in (0, 1, 2)) for name in ("h1", "h2", "h4")]),
-        ("cnn", [(f"cnn-conv3x3-s{seed}", f"cnn-depthwise-s{seed}") for seed in (0, 1)]),
+        ("cnn", [("cnn-conv3x3-s0", "cnn-depthwise-s1"), ("cnn-conv3x3-s1", "cnn-depthwise-s0")]),
         (
             "cnn_same_architecture",
             [tuple(f"cnn-{kind}-s{seed}" for seed in (0, 1)) for kind in ("conv3x3", "depthwise")],
@@ -80,9 +80,10 @@ def test_groups() -> None:
 def test_mixed_committees_are_also_as_large_as_those_of_seeds() -> None:
     members = [member(f"h{heads}", seed=seed, num_heads=heads) for heads in (1, 2, 4) for seed in (0, 1)]
     groups = [(group.name, ids(members, group.committees)) for group in committee_groups(members)]
-    pairs = [(f"h{a}-s{seed}", f"h{b}-s{seed}") for a, b in ((1, 2), (1, 4), (2, 4)) for seed in (0, 1)]
+    pairs = [(f"h{a}-s{seed}", f"h{b}-s{1 - seed}") for a, b in ((1, 2), (1, 4), (2, 4)) for seed in (0, 1)]
     assert ("mixed_heads", pairs) in groups
-    assert ("mixed_heads", [(f"h1-s{seed}", f"h2-s{seed}", f"h4-s{seed}") for seed in (0, 1)]) in groups
+    # Three networks and two seeds: one seed comes twice.
+    assert ("mixed_heads", [(f"h1-s{seed}", f"h2-s{1 - seed}", f"h4-s{seed}") for seed in (0, 1)]) in groups
 
 
 def test_a_failed_seed_leaves_the_contrast_balanced() -> None:
@@ -99,7 +100,7 @@ def test_recipes_of_one_architecture_do_not_mix() -> None:
     fast = [member("fast", seed=seed, num_heads=1, val_accuracy=0.9) for seed in (0, 1, 2)]
     members = [*slow, *fast, *(member("h2", seed=seed, num_heads=2) for seed in (0, 1, 2))]
     groups = {(group.name, group.size): ids(members, group.committees) for group in committee_groups(members)}
-    assert groups["mixed_heads", 2] == [(f"fast-s{seed}", f"h2-s{seed}") for seed in (0, 1, 2)]
+    assert groups["mixed_heads", 2] == [("fast-s0", "h2-s1"), ("fast-s1", "h2-s2"), ("fast-s2", "h2-s0")]
     assert groups["same_architecture", 3] == [tuple(f"{name}-s{seed}" for seed in range(3)) for name in ("fast", "h2")]
 
 
