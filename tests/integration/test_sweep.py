@@ -73,6 +73,11 @@ def test_a_sweep_writes_all_it_found_out(finished: Finished) -> None:
         files = {path.name for path in (run / "finalists" / run_id).iterdir()}
         assert {"model.safetensors", "config.json", "test_logits.safetensors"} <= files
 
+    analysis = table(run, "analysis")
+    assert sorted(analysis["id"].unique()) == sorted(finalists["id"])
+    assert set(analysis["unit"]) == {"head", "node"}
+    assert (run / "committees.parquet").exists() == (len(finalists) > 1)
+
     curves = table(run, "curves")
     assert sorted(curves["id"]) == sorted([*trials.index, *finalists["id"]])
     assert (curves["epoch"] == 1).all()

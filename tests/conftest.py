@@ -1,4 +1,4 @@
-"""A Ray cluster for the module's sweeps to join, and the command line as a user runs it."""
+"""A Ray cluster for sweeps to join, and the command line as a user runs it: for integration and slow tests."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_committee_of_several_runs(run: Path, alone: Cli, tmp_path: Path) -> Non
     copy = tmp_path / "again"
     subprocess.run(["cp", "-r", run, copy], check=True)
     output = succeeded(alone("committee", run, copy, "--out", tmp_path / "both"))
-    assert "mixed_heads" in output
+    assert "mixed heads" in output
     rows = pd.read_parquet(tmp_path / "both" / "committees.parquet")
     everyone = rows[(rows["group"] == "all") & (rows["kind"] == "committee")].iloc[0]
     assert everyone["size"] == 12
