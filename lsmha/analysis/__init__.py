@@ -1,8 +1,8 @@
 """Why trained networks work: what each head, node and filter recognises.
 
 readouts = fit_readouts(model, taps_of(model.config, ["attn"]), dataset, ReadoutConfig(), device=device)
-fields, accuracy = measure_fields(model, readouts, dataset, device=device)
-statistics = field_statistics(fields[Tap("attn", 0)].heads)
+measured = measure_fields(model, readouts, dataset, device=device)
+statistics = field_statistics(measured.fields[Tap("attn", 0)].heads)
 
 or all of it at once with `analyze`.
 """

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
+from published_names import to_published_key
 
 from lsmha.analysis.saved import load_fields
+from lsmha.config import ModelConfig
+from lsmha.models import CCT
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
@@ -118,6 +122,20 @@ def test_analyze_a_checkpoint(run: Path, alone: Cli, address: str, tmp_path: Pat
     heads = before[before["unit"] == "head"].reset_index(drop=True)
     # The same network, images and seed: the same numbers as within the sweep.
     pd.testing.assert_frame_equal(again[again["unit"] == "head"].reset_index(drop=True), heads)
+
+
+def test_analyze_published_weights(alone: Cli, address: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = CCT(ModelConfig(img_size=8, in_channels=1, num_classes=10, embed_dim=16, depth=2, num_heads=4))
+    weights = {to_published_key(name): value for name, value in model.state_dict().items()}
+    torch.save(weights, tmp_path / "weights.pth")
+    options = ("--num-heads", 4, "--data", "digits", "--set", "analysis.permutations=20")
+    output = succeeded(alone("analyze", tmp_path / "weights.pth", *options, env={"RAY_ADDRESS": address}))
+    assert "weights-analysis" in output
+    blocks = pd.read_parquet(tmp_path / "weights-analysis" / "blocks.parquet")
+    assert blocks.loc[blocks["unit"] == "head", "num_units"].tolist() == [4, 4]
+    # An untrained network says enough of an image for its read-outs to learn from.
+    assert blocks["readout_accuracy"].min() > 0.15  # chance is 0.1
 
 
 def test_prune(run: Path, alone: Cli, address: str) -> None:

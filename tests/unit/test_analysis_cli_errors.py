@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from published_names import to_published_key
 from tiny_data import tiny_model
 
 from lsmha.config import DataConfig, TrainConfig
@@ -110,18 +111,8 @@ def test_another_head_count_than_ours(refused: Refused, tmp_path: Path, digits: 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
     """Weights as the published code names them, of a network for digits."""
-    renamed = {
-        ".attn.": ".self_attn.",
-        "pool.attention": "attention_pool",
-        "head.weight": "fc.weight",
-        "head.bias": "fc.bias",
-    }
-    state = {}
-    for name, value in network(positional_embedding="none").state_dict().items():
-        for ours, theirs in renamed.items():
-            name = name.replace(ours, theirs)
-        state[name if name.startswith("tokenizer") else f"classifier.{name}"] = value
-    torch.save(state, tmp_path / "weights.pth")
+    weights = network(positional_embedding="none").state_dict()
+    torch.save({to_published_key(name): value for name, value in weights.items()}, tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
 
 

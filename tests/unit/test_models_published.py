@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from published_names import to_published_key
 from torch import Tensor
 from vit_pytorch import cct as vit_pytorch_cct
 
@@ -25,17 +25,6 @@ def _fixture() -> tuple[dict[str, Tensor], Tensor, Tensor]:
         tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
     weights = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     return weights, tensors["input"], tensors["logits"]
-
-
-def _to_published_key(key: str) -> str:
-    """Our name of a weight -> that of the published code and of vit-pytorch, which share theirs."""
-    if key.startswith("tokenizer."):
-        return key
-    key = re.sub(r"^positional_embedding\.weight$", "positional_emb", key)
-    key = re.sub(r"^pool\.attention\.", "attention_pool.", key)
-    key = re.sub(r"^head\.", "fc.", key)
-    key = re.sub(r"\.attn\.", ".self_attn.", key)
-    return f"classifier.{key}"
 
 
 def _vit_pytorch_twin(config: ModelConfig) -> torch.nn.Module:
@@ -124,7 +113,7 @@ def test_logits_of_vit_pytorch(settings: dict[str, Any]) -> None:
     _scatter(twin)
     theirs = twin.state_dict()
     model = CCT(config).eval()
-    keys = {key: _to_published_key(key) for key in model.state_dict()}
+    keys = {key: to_published_key(key) for key in model.state_dict()}
     assert sorted(keys.values()) == sorted(theirs)
     model.load_state_dict({ours: theirs[published] for ours, published in keys.items()})
     images = torch.rand(3, config.in_channels, config.img_size, config.img_size)
