@@ -238,7 +238,7 @@ def main() -> None:
     ]
     for measure in (field_costs, extra_of_heads, training_costs):
         lines += measure(options.images, options.repeats, device)
-        print("\n".join(lines[-6:]), flush=True)
+        print("\n".join(lines), flush=True)
     lines += silencing_costs(options.silenced_images, 1, device)
     # In a process of its own, whose memory is that of this analysis alone.
     command = [sys.executable, __file__, "--only-analysis", "--device", options.device]
