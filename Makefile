@@ -52,7 +52,7 @@ test-unit: $(TEST_STAMP) ## Unit tests: under a minute, no cluster
 test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ray cluster
 	$(PYTEST) tests/integration
 
-test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, interrupted, analysed, pruned
+test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, faults of every kind, analyses, pruning
 	$(PYTEST) tests/slow
 
 # bin/pip comes last when a venv is made, so a half-made one is made again.

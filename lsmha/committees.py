@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Rule = Literal["softmax", "logits", "majority"]
+from lsmha.config import Rule
+
 RULES: tuple[Rule, ...] = get_args(Rule)
 
 # Scores are summed in float64, as multiples of this step. Such sums are exact, so that neither the order of the members

@@ -13,7 +13,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
+RECIPE_VERSION = 1
+"""Raised by each change after which the same settings train differently: results of two versions do not mix."""
+
 Pooling = Literal["mean", "sequence", "flatten"]
+Rule = Literal["softmax", "logits", "majority"]
+"""What a committee sums: softmax outputs, logits, or votes."""
 Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 

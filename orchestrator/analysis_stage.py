@@ -10,15 +10,18 @@ import ray
 import torch
 
 from lsmha.analysis import analyze
+from lsmha.analysis.fitting import OnProgress
 from lsmha.analysis.plots import save_plots
 from lsmha.analysis.saved import block_rows, save_analysis
 from lsmha.config import AnalysisConfig
 from lsmha.data import Dataset
 from lsmha.training.saved import load_checkpoint
 from orchestrator.analysis_report import main_rows
+from orchestrator.identity import key_of
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
-from orchestrator.ray_tasks import OnProgress, run_tasks
+from orchestrator.ray_tasks import Outcomes, run_tasks
+from orchestrator.records import TrialRecord
 from orchestrator.sweep_config import SweepConfig
 
 
@@ -47,42 +50,42 @@ def analyse_checkpoint(
     return block_rows(analysis)
 
 
-def analyse_finalists(config: SweepConfig, ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef) -> None:
-    """Analyse a run's trained finalists as `config` says and record what comes out."""
+def analyse_finalists(
+    config: SweepConfig, ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef, repeat: bool
+) -> None:
+    """Analyse a run's trained finalists as `config` says and record what comes out; with `repeat`, also those that were
+    analysed so before."""
     settings = config.analysis.plain()
+    keys = {record.id: _key(record, settings) for record in ledger.finalists if record.completed}
     jobs = [
-        AnalysisJob(record.id, ledger.finalist_folder(record.id), ledger.analysis_folder(record.id), settings)
-        for record in ledger.finalists
-        if record.completed
+        AnalysisJob(run_id, ledger.finalist_folder(run_id), ledger.analysis_folder(run_id), settings)
+        for run_id, key in keys.items()
+        if repeat or not _is_analysed(ledger, run_id, key)
     ]
     if not jobs:
         return
-    progress.stage("analysis", len(jobs), unit="networks")
-    cpus, gpus = config.analysis_resources()
-    try:
-        run_tasks(analyse_checkpoint, jobs, _Recorder(ledger, progress), cpus=cpus, gpus=gpus, arrays=arrays)
-    finally:
-        ledger.write_tables()
 
-
-class _Recorder:
-    """Turns the events of analyses into records and progress."""
-
-    def __init__(self, ledger: Ledger, progress: Progress) -> None:
-        self._ledger, self._progress = ledger, progress
-
-    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
-        self._progress.part(job_id, activity, done, total)
-
-    def completed(self, job_id: str, blocks: list[dict[str, Any]]) -> None:
-        self._ledger.add_analysis(job_id, blocks)
+    def keep(run_id: str, blocks: list[dict[str, Any]]) -> str:
+        ledger.add_analysis(run_id, keys[run_id], blocks)
         last = main_rows(blocks)[-1]
         snr = "?" if last["field_snr"] is None else f"{last['field_snr']:.2f}"
-        self._progress.finished(
-            job_id,
-            f"{last['unit']}s of block {last['block']}: readout_accuracy={last['readout_accuracy']:.4f} snr={snr}",
-        )
+        return f"{last['unit']}s of block {last['block']}: readout_accuracy={last['readout_accuracy']:.4f} snr={snr}"
 
-    def failed(self, job_id: str, reason: str) -> None:
-        self._ledger.add_analysis(job_id, [], error=reason)
-        self._progress.finished(job_id, reason, failed=True)
+    progress.stage("analysis", len(jobs), unit="networks")
+    outcomes = Outcomes(
+        progress,
+        keep=keep,
+        keep_failure=lambda run_id, reason: ledger.add_analysis(run_id, keys[run_id], [], error=reason),
+    )
+    cpus, gpus = config.analysis_resources()
+    run_tasks(analyse_checkpoint, jobs, outcomes, cpus=cpus, gpus=gpus, arrays=arrays)
+
+
+def _key(finalist: TrialRecord, settings: AnalysisConfig) -> str:
+    return key_of({"finalist": finalist.key, "settings": settings.model_dump(mode="json")})
+
+
+def _is_analysed(ledger: Ledger, run_id: str, key: str) -> bool:
+    before = ledger.analyses.get(run_id, {})
+    done = (before.get("key"), before.get("status")) == (key, "completed")
+    return done and (ledger.analysis_folder(run_id) / "analysis.json").is_file()  # written last

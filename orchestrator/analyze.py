@@ -21,11 +21,13 @@ from orchestrator.cluster import check_task, connect
 from orchestrator.errors import UserError, describe_validation_error, report_failures
 from orchestrator.existing_run import open_run
 from orchestrator.interrupts import interrupts_as_exceptions
-from orchestrator.options import check_output_folder, validated
+from orchestrator.options import validated
+from orchestrator.output_folder import check_output_folder
+from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_analysis, load_data
-from orchestrator.progress import Progress, sweep_progress
-from orchestrator.ray_tasks import TaskEvents, run_tasks
-from orchestrator.report import update_summary
+from orchestrator.progress import sweep_progress
+from orchestrator.ray_tasks import Outcomes, run_tasks
+from orchestrator.report import write_summary
 from orchestrator.sweep_config import AnalysisStageConfig
 from orchestrator.sweep_yaml import apply_override
 
@@ -37,14 +39,17 @@ def analyze_run(run: Path, overrides: list[str], console: Console, *, address: s
         UserError: Something asked for cannot work; nothing has been written.
     """
     with open_run(run, overrides, console, address=address, quiet=quiet) as opened:
-        analyse_finalists(opened.config, opened.ledger, opened.progress, arrays=opened.arrays)
+        try:
+            analyse_finalists(opened.config, opened.ledger, opened.progress, arrays=opened.arrays, repeat=True)
+        finally:
+            opened.ledger.write_tables()
     ledger = opened.ledger
     if not quiet:
         for run_id, one in sorted(ledger.analyses.items()):
             if one["status"] == "completed":
                 console.print(analysis_table(run_id, one["blocks"]))
-        _say(console, f"analyses: {ledger.folder / 'analysis'}")
-    update_summary(ledger)
+        print_plain(console, f"analyses: {ledger.folder / 'analysis'}")
+    write_summary(ledger)
     failures = [f"{run_id}: {one['error']}" for run_id, one in ledger.analyses.items() if one["status"] == "failed"]
     return report_failures(failures)
 
@@ -108,43 +113,30 @@ def analyze_checkpoint(
         raise UserError(f"RUN|CHECKPOINT: {error}") from None
     folder = out or (checkpoint / "analysis" if ours else checkpoint.with_name(f"{checkpoint.stem}-analysis"))
     check_output_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     cpus, gpus = settings.cpus_per_task or 1, settings.gpus_per_task or 0
     job = AnalysisJob(checkpoint.stem, checkpoint.absolute(), folder.absolute(), settings.plain(), num_heads)
     with connect(address) as capacity, interrupts_as_exceptions():
         check_task(cpus, gpus, capacity)
         with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
             progress.stage("analysis", 1, unit="network")
-            events = _Single(progress)
-            run_tasks(analyse_checkpoint, [job], events, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
-    if events.blocks is not None and not quiet:
-        console.print(analysis_table(job.id, events.blocks))
-        _say(console, f"folder: {folder}")
-    return report_failures(events.failures)
+            found: dict[str, list[dict[str, Any]]] = {}
+
+            def keep(run_id: str, blocks: list[dict[str, Any]]) -> str:
+                found[run_id] = blocks
+                return "done"
+
+            outcomes = Outcomes(progress, keep=keep)
+            run_tasks(analyse_checkpoint, [job], outcomes, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
+    if found and not quiet:
+        console.print(analysis_table(job.id, found[job.id]))
+        print_plain(console, f"folder: {folder}")
+    return report_failures(outcomes.failures)
 
 
 def _check(checkpoint: Path, dataset: Dataset, num_heads: int | None) -> None:
     model = load_checkpoint(checkpoint, img_size=dataset.img_size, num_heads=num_heads)
     check_fit(model, dataset)
-
-
-class _Single(TaskEvents):
-    """Keeps the result of the one task."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.blocks: list[dict[str, Any]] | None = None
-        self.failures: list[str] = []
-
-    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
-        self._progress.part(job_id, activity, done, total)
-
-    def completed(self, job_id: str, result: Any) -> None:
-        self.blocks = result
-        self._progress.finished(job_id, "done")
-
-    def failed(self, job_id: str, reason: str) -> None:
-        self.failures.append(f"{job_id}: {reason}")
-        self._progress.finished(job_id, reason, failed=True)
 
 
 def _say(console: Console, text: str) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from orchestrator.errors import UserError, describe_validation_error
 from orchestrator.interrupts import Interrupted
+from orchestrator.storage_errors import StorageError
 
 # Typer imports click or brings a copy of it, by version.
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -46,7 +47,9 @@ AddressOption = Annotated[
 )
 def run(
     space: SpaceArgument,
-    out: Annotated[Path | None, typer.Option(help="Run folder, new or empty. Default: runs/<name>.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; one of the same sweep goes on. Default: runs/<name>.")
+    ] = None,
     set_: SetOption = None,
     address: AddressOption = None,
     dry_run: Annotated[
@@ -67,6 +70,35 @@ def run(
         return
     folder = (out or Path("runs") / config.name).absolute()
     raise typer.Exit(run_sweep(config, folder, console, address=address, dashboard=dashboard, quiet=quiet))
+
+
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep resume runs/quickstart\n\n"
+    "lsmha-sweep resume runs/quickstart --set search.num_trials=40 --set finalists.seeds='[0, 1, 2]'"
+)
+def resume(
+    run: RunArgument,
+    set_: SetOption = None,
+    address: AddressOption = None,
+    dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard with a local cluster.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Go on with a run that was interrupted, or let it grow: more trials, more time, further finalists or seeds."""
+    from orchestrator.ledger import check_run
+    from orchestrator.run import run_sweep
+    from orchestrator.sweep_yaml import load_sweep_config
+
+    check_run(run)
+    config = load_sweep_config(run / "config.yaml", set_)
+    raise typer.Exit(run_sweep(config, run.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
+
+
+@app.command(epilog="Example: lsmha-sweep repair runs/quickstart")
+def repair(run: RunArgument) -> None:
+    """Check a run's files, set aside what is damaged, and make tables, study and plot again from the records."""
+    from orchestrator.repair import repair_run
+
+    repair_run(run.absolute(), Console())
 
 
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
@@ -131,7 +163,8 @@ def train(
     settings = {"data.name": data, "train.epochs": epochs, "train.seed": seed}
     if data_path is not None:
         settings["data.path"] = data_path
-    resources = {"workers_per_trial": workers, "cpus_per_trial": cpus or workers, "gpus_per_trial": float(gpus)}
+    cpus = workers if cpus is None else cpus
+    resources = {"workers_per_trial": workers, "cpus_per_trial": cpus, "gpus_per_trial": float(gpus)}
     code = train_one(
         variant, out.absolute(), Console(), settings=settings, overrides=set_ or [], resources=resources,
         address=address, quiet=quiet,
@@ -236,6 +269,8 @@ def main() -> None:
         _fail(str(error), 2)
     except ValidationError as error:
         _fail(describe_validation_error(error), 2)
+    except StorageError as error:
+        _fail(str(error), StorageError.exit_code)
     except Interrupted as signalled:
         sys.exit(signalled.exit_code)
     except (typer.Abort, KeyboardInterrupt):

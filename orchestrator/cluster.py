@@ -13,12 +13,6 @@ from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is imported.
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 Tune then prints nothing
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the ledger records trials
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Tune's would turn Ctrl-C into a normal end
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial without a metric fails alone
-os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "3600")  # the ledger is the durable record, not Tune's state
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
@@ -32,7 +26,6 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 26),
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
@@ -79,7 +72,12 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
     wanted = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
     if wanted not in ("local", "auto") and not _answers(wanted):
         raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
-    local: dict[str, Any] = {"include_dashboard": dashboard, "dashboard_host": "127.0.0.1"} if wanted == "local" else {}
+    local: dict[str, Any] = {
+        "include_dashboard": dashboard,
+        "dashboard_host": "127.0.0.1",
+        # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
+        "_system_config": {"idle_worker_killing_time_threshold_ms": 600_000},
+    }
     try:
         with _children_deaf_to_sigterm():
             ray.init(
@@ -88,7 +86,7 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
-                **local,
+                **(local if wanted == "local" else {}),
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,9 +16,11 @@ from orchestrator.committee_stage import form_committees, record_committees
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.ledger import Ledger
-from orchestrator.options import check_output_folder
+from orchestrator.output_folder import check_output_folder
+from orchestrator.ownership import owned
 from orchestrator.progress import sweep_progress
-from orchestrator.report import update_summary
+from orchestrator.report import write_summary
+from orchestrator.storage_errors import storage_errors_in_one_line
 
 
 def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *, quiet: bool) -> int:
@@ -49,9 +51,11 @@ def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *,
         )
         folder = out or first.folder
         if out is None:
-            record_committees(first, rows)
-            update_summary(first)
+            with storage_errors_in_one_line("nothing recorded is lost"), owned(folder):
+                record_committees(first, rows)
+                write_summary(first)
         else:
+            folder.mkdir(parents=True, exist_ok=True)
             write_table(folder / "committees.parquet", rows)
             plot_committees(rows, folder / "committees.png", title=" + ".join(one.config.name for one in ledgers))
     if not quiet:

@@ -12,21 +12,23 @@ import ray
 import torch
 from torch import Tensor
 
+from lsmha.analysis.fitting import OnProgress
 from lsmha.committees import (
-    Rule,
     committee_predictions,
     evaluate_committee,
     greedy_selection,
     paired_bootstrap,
     subset_accuracies,
 )
+from lsmha.config import Rule
 from lsmha.data import Dataset
 from orchestrator.committee_members import Member, committee_groups, load_members
 from orchestrator.committee_plot import plot_committees
 from orchestrator.errors import UserError
+from orchestrator.identity import key_of
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
-from orchestrator.ray_tasks import OnProgress, run_tasks
+from orchestrator.ray_tasks import Outcomes, run_tasks
 from orchestrator.sweep_config import CommitteesConfig
 
 
@@ -52,39 +54,34 @@ def committees_of_run(
 
 
 def form_committees_of(ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef) -> bool:
-    """Form a run's committees in a Ray task and record them; returns whether that went well."""
-    if sum(record.completed for record in ledger.finalists) < 2:
+    """Form a run's committees in a Ray task and record them, unless just these are recorded; returns whether that went
+    well."""
+    if sum(record.completed for record in ledger.finalists) < 2 or ledger.committees_key == committees_key(ledger):
         return True
+
+    def keep(_: str, rows: list[dict[str, Any]]) -> str:
+        record_committees(ledger, rows)
+        return f"{sum(row['kind'] == 'committee' for row in rows)} scored"
+
     progress.stage("committees", 1, unit="pool of finalists")
-    events = _Events(ledger, progress)
-    run_tasks(committees_of_run, [CommitteesJob("committees", ledger.folder)], events, cpus=1, gpus=0, arrays=arrays)
-    return not events.failed_once
+    outcomes = Outcomes(progress, keep=keep)
+    job = CommitteesJob("committees", ledger.folder)
+    run_tasks(committees_of_run, [job], outcomes, cpus=1, gpus=0, arrays=arrays)
+    return not outcomes.failures
+
+
+def committees_key(ledger: Ledger) -> str:
+    """Key of the committees of all finalists that a run has now."""
+    members = sorted(record.key for record in ledger.finalists if record.completed)
+    settings = ledger.config.committees.model_dump(mode="json")
+    return key_of({"members": members, "settings": settings, "seed": ledger.config.seed})
 
 
 def record_committees(ledger: Ledger, rows: list[dict[str, Any]]) -> None:
     """Keep a run's committees and draw them."""
-    ledger.set_committees(rows)
+    ledger.set_committees(committees_key(ledger), rows)
     ledger.write_tables()
     plot_committees(rows, ledger.folder / "committees.png", title=ledger.config.name)
-
-
-class _Events:
-    """Turns the events of the task into records and progress."""
-
-    def __init__(self, ledger: Ledger, progress: Progress) -> None:
-        self._ledger, self._progress = ledger, progress
-        self.failed_once = False
-
-    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
-        self._progress.part(job_id, activity, done, total)
-
-    def completed(self, job_id: str, rows: list[dict[str, Any]]) -> None:
-        record_committees(self._ledger, rows)
-        self._progress.finished(job_id, f"{sum(row['kind'] == 'committee' for row in rows)} scored")
-
-    def failed(self, job_id: str, reason: str) -> None:
-        self.failed_once = True
-        self._progress.finished(job_id, reason, failed=True)
 
 
 def form_committees(

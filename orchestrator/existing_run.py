@@ -17,8 +17,10 @@ from orchestrator.cluster import check_task, connect
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.ledger import Ledger
+from orchestrator.ownership import check_free, owned
 from orchestrator.preflight import check_analysis, load_data
 from orchestrator.progress import Progress, sweep_progress
+from orchestrator.storage_errors import storage_errors_in_one_line
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.sweep_yaml import load_sweep_config
 
@@ -54,14 +56,19 @@ def open_run(
     config = load_sweep_config(folder / "config.yaml", overrides)
     if not any(record.completed for record in ledger.finalists):
         raise UserError(f"RUN: must have trained finalists, but {str(folder)!r} has none")
+    check_free(folder)
     dataset = load_data(config.data, console, quiet=quiet)
     _check_same_test_set(ledger, dataset)
     check_analysis("analysis", config.analysis.readout, dataset)
     check_analysis("pruning", config.pruning.readout, dataset)
-    with connect(address) as capacity, interrupts_as_exceptions():
+    with (
+        storage_errors_in_one_line("nothing recorded is lost"),
+        connect(address) as capacity,
+        interrupts_as_exceptions(),
+    ):
         check_task(*config.analysis_resources(), capacity)
-        with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
-            yield ExistingRun(ledger, config, ray.put(dataset.to_arrays()), progress)
+        with owned(folder), sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
+            yield ExistingRun(Ledger.load(folder), config, ray.put(dataset.to_arrays()), progress)
 
 
 def _check_same_test_set(ledger: Ledger, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -30,9 +31,11 @@ def interrupts_as_exceptions(
     """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up.
 
     Ray's compiled code may wait for a cluster that has gone for minutes, where Python can raise nothing. So a process
-    that still lives `grace_s` seconds after the signal calls `when_stuck` in another thread and exits.
+    that still lives `grace_s` seconds after the signal calls `when_stuck` in another thread and exits. A second signal
+    ends it at once: what is recorded is whole, and a training run goes on from its last epoch.
     """
     received: list[int] = []
+    received_by_pipe: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
@@ -45,11 +48,20 @@ def interrupts_as_exceptions(
     previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
     def watch() -> None:
-        while number := os.read(reader, 1):
-            if number[0] in previous:
-                time.sleep(grace_s)
-                when_stuck(Interrupted(number[0]))
-                os._exit(128 + number[0])
+        deadline = None
+        while True:
+            left = None if deadline is None else max(0, deadline - time.monotonic())
+            if not select.select([reader], [], [], left)[0]:
+                when_stuck(Interrupted(received_by_pipe[0]))
+                os._exit(128 + received_by_pipe[0])
+            numbers = os.read(reader, 64)
+            if not numbers:  # the block has ended
+                break
+            received_by_pipe.extend(number for number in numbers if number in previous)
+            if len(received_by_pipe) > 1:
+                os._exit(128 + received_by_pipe[-1])
+            if received_by_pipe and deadline is None:
+                deadline = time.monotonic() + grace_s
         os.close(reader)
 
     threading.Thread(target=watch, name="interrupts", daemon=True).start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,15 +13,20 @@ import torch
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency import measure_latency
 from orchestrator.cluster import Capacity
-from orchestrator.errors import describe_error
+from orchestrator.errors import UserError, describe_error
+from orchestrator.identity import key_of
 
 
 class LatencyCache:
     """Measured latencies by architecture; `measure` fills it, `latency_ms` looks up.
 
     Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or all CPUs of the largest node.
-    It runs when they are free; measure when no trial is running, nor one of Tune's idle actors holds them. One front
-    compares latencies of one kind of device: what another kind measured counts as failed.
+    It runs when they are free; measure when no crew holds them. One front compares latencies of one kind of device:
+    what another kind measured counts as failed.
+
+    Args:
+        known: Rows by `architecture_key`, of an earlier session too; whoever is told of new ones adds them here.
+        on_measured: Told the architecture, the key of the measurement, and its rows.
     """
 
     def __init__(
@@ -30,57 +35,69 @@ class LatencyCache:
         capacity: Capacity,
         *,
         use_gpu: bool,
-        on_measured: Callable[[str, list[dict[str, Any]]], None],
+        known: Mapping[str, list[dict[str, Any]]],
+        on_measured: Callable[[str, str, list[dict[str, Any]]], None],
     ) -> None:
         self._config = config
         self._use_gpu = use_gpu if config.device == "auto" else config.device == "cuda"
         whole_device = {"num_gpus": 1, "num_cpus": 0} if self._use_gpu else {"num_cpus": capacity.node_cpus}
         self._task = ray.remote(_measure).options(max_retries=1, name="latency", **whole_device)
+        self._known = known
         self._on_measured = on_measured
-        self._latency_ms: dict[ModelConfig, float] = {}
-        self._errors: dict[ModelConfig, str] = {}
-        self._device: str | None = None
-
-    def knows(self, model: ModelConfig) -> bool:
-        """Whether an attempt to measure this architecture has been made."""
-        return _architecture(model) in self._latency_ms or _architecture(model) in self._errors
+        self._errors: dict[str, str] = {}
+        self._from_before = next(iter(known.values()))[0]["device"] if known else None
+        self._device = self._from_before
 
     def latency_ms(self, model: ModelConfig) -> float | None:
         """Median per image at the first batch size, in milliseconds; None when it could not be measured."""
-        return self._latency_ms.get(_architecture(model))
+        rows = self._known.get(architecture_key(model))
+        return rows[0]["latency_ms"] if rows else None
 
     def error(self, model: ModelConfig) -> str | None:
         """Why an architecture could not be measured, in one line."""
-        return self._errors.get(_architecture(model))
+        return self._errors.get(architecture_key(model))
 
     def measure(self, models: Iterable[ModelConfig], *, on_progress: Callable[[int, int], None]) -> None:
-        """Measure those not yet known; blocks. `on_progress` gets the number done and the number to do."""
-        wanted = dict.fromkeys(_architecture(model) for model in models if not self.knows(model))
+        """Measure those not yet known; blocks. `on_progress` gets the number done and the number to do.
+
+        Raises:
+            UserError: An earlier session of the run measured on another kind of device.
+        """
+        wanted = {
+            key: _architecture(model)
+            for model in models
+            if (key := architecture_key(model)) not in self._known and key not in self._errors
+        }
         pending = {
             self._task.remote(model.model_dump_json(), self._config.model_dump_json(), self._use_gpu): model
-            for model in wanted
+            for model in wanted.values()
         }
         while pending:
             on_progress(len(wanted) - len(pending), len(wanted))
-            (done,), _ = ray.wait(list(pending), num_returns=1)
-            self._collect(pending.pop(done), done)
+            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # with a limit, so that a signal is noticed
+            for task in done:
+                self._collect(pending.pop(task), task)
         if wanted:
             on_progress(len(wanted), len(wanted))
 
     def _collect(self, model: ModelConfig, task: ray.ObjectRef) -> None:
+        key = architecture_key(model)
         try:
             rows = ray.get(task)
         except ray.exceptions.RayError as error:
-            self._errors[model] = f"latency: {describe_error(error)}"
+            self._errors[key] = f"latency: {describe_error(error)}"
             return
         device = rows[0]["device"]
+        if self._from_before not in (None, device):
+            raise UserError(
+                f"latency: must be measured on {self._from_before!r}, as before in this run, but got {device!r}"
+            )
         self._device = self._device or device
         if device != self._device:
-            self._errors[model] = f"latency: measured on {device}, but the others of this sweep on {self._device}"
+            self._errors[key] = f"latency: measured on {device}, but the others of this sweep on {self._device}"
             return
-        self._latency_ms[model] = rows[0]["latency_ms"]
-        key = architecture_key(model)
-        self._on_measured(key, [{"architecture": key, **_columns(model), **row} for row in rows])
+        work = {"architecture": key, "latency": self._config.model_dump(mode="json"), "device": device}
+        self._on_measured(key, key_of(work), [{"architecture": key, **_columns(model), **row} for row in rows])
 
 
 def architecture_key(model: ModelConfig) -> str:

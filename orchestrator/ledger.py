@@ -1,42 +1,60 @@
-"""The run folder: one atomic record per ended training run, and the Parquet tables derived from the records."""
+"""The run folder: immutable records of all that was found out, and the Parquet tables that follow from them."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import time
+from bisect import insort
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.atomic import abandoned_temporaries, atomic_path
+from lsmha.checksums import DamagedFileError
 from lsmha.pareto import pareto_mask
 from lsmha.tables import write_table
 from orchestrator.errors import UserError
-from orchestrator.records import TrialRecord
+from orchestrator.identity import key_of
+from orchestrator.output_folder import check_new_folder
+from orchestrator.record_files import Record, read_record, record_path, write_record
+from orchestrator.records import Origin, TrialRecord, Wave
 from orchestrator.sweep_config import ObjectiveConfig, SweepConfig
-from orchestrator.sweep_yaml import dump_yaml
+from orchestrator.sweep_yaml import dump_yaml, load_sweep_config, plain_settings
+
+_FOLDERS = ("records", "checkpoints", "finalists", "analysis")
 
 
 class Ledger:
     """Everything a sweep has found out, on disk as soon as it is known.
 
-    `records/` holds the truth, a JSON file per trial, finalist, latency and analysis and one for the committees; the
-    tables can be made again from it.
+    `records/` holds the truth: an immutable, checksummed file for each wave of proposals, trial, finalist, latency,
+    analysis, committee and pruning, named by what was run (`record_files.py`). All tables can be made again from it.
     """
 
     def __init__(self, folder: Path, config: SweepConfig) -> None:
         self.folder = folder
         self.config = config
+        self.origin: Origin | None = None
+        """What the run's results depend on besides its settings; None before the first session got that far."""
+        self.waves: list[Wave] = []
+        """Proposals in the order they were made."""
         self.trials: list[TrialRecord] = []
+        """By id, as finalists are."""
         self.finalists: list[TrialRecord] = []
-        self.latencies: list[dict[str, Any]] = []
+        self.latencies: dict[str, list[dict[str, Any]]] = {}
+        """Rows by architecture."""
         self.analyses: dict[str, dict[str, Any]] = {}
-        """By finalist: `status`, `error`, and the rows of its blocks."""
+        """By finalist, the latest: `key`, `status`, `error`, and the rows of its blocks."""
         self.committees: list[dict[str, Any]] = []
+        """Rows of the latest committees."""
+        self.committees_key: str | None = None
         self.prunings: dict[str, dict[str, Any]] = {}
-        """Rows by retraining."""
+        """Rows by retraining, the latest."""
+        self._ended: dict[str, TrialRecord] = {}
+        self._recorded_config: SweepConfig | None = None
+        self._recorded = 0.0
 
     @classmethod
     def create(cls, folder: Path, config: SweepConfig) -> Ledger:
@@ -46,83 +64,129 @@ class Ledger:
             UserError: The folder exists and is not empty, or cannot be written.
         """
         check_new_folder(folder)
+        ledger = cls(folder, config)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / "config.yaml") as temporary:
-                dump_yaml(config, temporary)
+            ledger.write_config(config)
         except OSError as error:
             raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
-        return cls(folder, config)
+        return ledger
 
     @classmethod
-    def load(cls, folder: Path) -> Ledger:
+    def load(cls, folder: Path, *, on_damaged: Callable[[Path], None] | None = None) -> Ledger:
         """Open an existing run folder.
 
-        Raises:
-            UserError: It is not a run folder, or one of its records cannot be read.
-        """
-        from orchestrator.sweep_yaml import load_sweep_config
+        Args:
+            folder: The run.
+            on_damaged: Told of each damaged record, which is then left out.
 
+        Raises:
+            UserError: It is not a run folder, or, without `on_damaged`, one of its records is damaged.
+        """
         folder = folder.absolute()  # workers run in folders of their own
-        if not (folder / "config.yaml").is_file():
-            raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
-        ledger = cls(folder, load_sweep_config(folder / "config.yaml"))
+        check_run(folder)
+        found: list[tuple[str, Record]] = []
         for path in sorted((folder / "records").glob("*/[!.]*.json")):  # dot files are half-written ones
             try:
-                content = json.loads(path.read_text(encoding="utf-8"))
-                ledger._take(path.parent.name, path.stem, content)
-            except (ValueError, TypeError) as error:
-                raise UserError(f"RUN: record {path} cannot be read: {error}") from None
+                found.append((path.parent.name, read_record(path)))
+            except DamagedFileError as error:
+                if on_damaged is None:
+                    raise UserError(f"RUN: {error}; `lsmha-sweep repair {folder}` sets it aside") from None
+                on_damaged(path)
+        # Of analyses, committees and prunings the latest counts.
+        found.sort(key=lambda one: one[1].content.get("recorded", 0.0))  # stable: the others stay in order
+        settings = [record.content["settings"] for kind, record in found if kind == "settings"]
+        config = SweepConfig.model_validate(settings[-1]) if settings else load_sweep_config(folder / "config.yaml")
+        ledger = cls(folder, config)
+        for kind, record in found:
+            ledger._take(kind, record)
         return ledger
+
+    def begin_session(self, config: SweepConfig, origin: Origin) -> None:
+        """Take note of the settings of this session, which owns the folder, and remove what a killed one half wrote."""
+        remove_abandoned(self.folder)
+        for name in _FOLDERS:
+            (self.folder / name).mkdir(exist_ok=True)
+        if config != self.config:
+            self.write_config(config)  # first: of the two the record counts, and growing from it is allowed
+        if config != self._recorded_config:
+            settings = plain_settings(config)
+            self._add_latest("settings", "run", key_of(settings), {"settings": settings})
+        if self.origin is None:
+            self._add("origin", "run", origin.key, asdict(origin))
+
+    def add_wave(self, wave: Wave) -> None:
+        """Record proposals, before any of them is tried."""
+        self._add("waves", f"w{wave.first:04d}", key_of(asdict(wave)), asdict(wave))
 
     def add_trial(self, record: TrialRecord) -> None:
         """Record an ended trial of the search."""
-        self._add("trials", record)
+        self._add("trials", record.id, record.key, asdict(record))
 
     def add_finalist(self, record: TrialRecord) -> None:
         """Record an ended finalist."""
-        self._add("finalists", record)
+        self._add("finalists", record.id, record.key, asdict(record))
 
-    def add_latency(self, name: str, rows: list[dict[str, Any]]) -> None:
+    def tried(self, run_id: str) -> TrialRecord | None:
+        """The record of a trial or finalist; None when it has not ended."""
+        return self._ended.get(run_id)
+
+    def ended(self, run_id: str, key: str) -> TrialRecord | None:
+        """The record of a trial or finalist, if it is of just this work."""
+        record = self.tried(run_id)
+        return record if record is not None and record.key == key else None
+
+    def add_latency(self, architecture: str, key: str, rows: list[dict[str, Any]]) -> None:
         """Record the latency rows of one architecture."""
-        self.latencies += rows
-        self._write_json(f"latency/{name}.json", rows)
+        self._add("latency", architecture, key, {"rows": rows})
 
-    def add_analysis(self, run_id: str, blocks: list[dict[str, Any]], *, error: str | None = None) -> None:
-        """Record the analysis of a finalist, or why there is none."""
+    def add_analysis(self, run_id: str, key: str, blocks: list[dict[str, Any]], *, error: str | None = None) -> None:
+        """Record the analysis of a finalist, or why there is none; the latest counts."""
         content = {"status": "failed" if error else "completed", "error": error, "blocks": blocks}
-        self._write_json(f"analyses/{run_id}.json", content)
-        self.analyses[run_id] = content
+        self._add_latest("analyses", run_id, key, content)
 
-    def set_committees(self, rows: list[dict[str, Any]]) -> None:
-        """Record the committees of the finalists; they replace earlier ones."""
-        self._write_json("committees/finalists.json", rows)
-        self.committees = rows
+    def set_committees(self, key: str, rows: list[dict[str, Any]]) -> None:
+        """Record the committees of the finalists; the latest count."""
+        self._add_latest("committees", "finalists", key, {"rows": rows})
 
-    def add_pruning(self, job_id: str, row: dict[str, Any]) -> None:
-        """Record a pruned network, in place of an earlier one of the same name."""
-        self._write_json(f"prunings/{job_id}.json", row)
-        self.prunings[job_id] = row
+    def add_pruning(self, job_id: str, key: str, row: dict[str, Any]) -> None:
+        """Record a pruned network; of the same name, the latest counts."""
+        self._add_latest("prunings", job_id, key, {"row": row})
 
     def front(self) -> list[TrialRecord]:
         """Completed trials that no other one beats in every objective, best in the first objective first."""
         return pareto_front(self.trials, self.config.objectives)
 
     def write_tables(self) -> None:
-        """Write every Parquet table anew, each atomically."""
-        write_table(self.folder / "trials.parquet", [record.row() for record in self.trials])
-        write_table(self.folder / "front.parquet", [record.row() for record in self.front()])
-        write_table(self.folder / "finalists.parquet", [record.row() for record in self.finalists])
-        write_table(self.folder / "latency.parquet", self.latencies)
-        if self.analyses:
-            blocks = [{"id": run_id, **row} for run_id, one in sorted(self.analyses.items()) for row in one["blocks"]]
-            write_table(self.folder / "analysis.parquet", blocks)
-        if self.prunings:
-            write_table(self.folder / "pruning.parquet", [row for _, row in sorted(self.prunings.items())])
-        if self.committees:
-            write_table(self.folder / "committees.parquet", self.committees)
-        curves = [{"id": record.id, **epoch} for record in self.trials + self.finalists for epoch in record.curve]
-        write_table(self.folder / "curves.parquet", curves)
+        """Write every Parquet table anew, each atomically.
+
+        Raises:
+            OSError: The storage is full, read-only or gone.
+        """
+        self.folder.stat()  # a run folder that was moved away is not begun anew
+        for name, rows in self._tables().items():
+            write_table(self.folder / f"{name}.parquet", rows)
+
+    def _tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Rows by table; those of later stages only where there are any."""
+        ended = self.trials + self.finalists
+        always = {
+            "trials": [record.row() for record in self.trials],
+            "front": [record.row() for record in self.front()],
+            "finalists": [record.row() for record in self.finalists],
+            "latency": [row for _, rows in sorted(self.latencies.items()) for row in rows],
+            "curves": [{"id": record.id, **epoch} for record in ended for epoch in record.curve],
+        }
+        later = {
+            "analysis": [{"id": name, **row} for name, one in sorted(self.analyses.items()) for row in one["blocks"]],
+            "pruning": [row for _, row in sorted(self.prunings.items())],
+            "committees": self.committees,
+        }
+        return always | {name: rows for name, rows in later.items() if rows}
+
+    def record_path(self, kind: str, name: str, key: str) -> Path:
+        """The file of a record."""
+        return record_path(self.folder / "records" / kind, name, key)
 
     def checkpoint_path(self, run_id: str) -> Path:
         """Where an unfinished training run keeps its state."""
@@ -136,34 +200,67 @@ class Ledger:
         """Where the analysis of a finalist goes."""
         return self.folder / "analysis" / run_id
 
-    def _take(self, kind: str, name: str, content: Any) -> None:
-        if kind == "latency":
-            self.latencies += content
-        elif kind == "analyses":
-            self.analyses[name] = content
-        elif kind == "prunings":
-            self.prunings[name] = content
-        elif kind == "committees":
-            self.committees = content
-        else:
-            self._records(kind).append(TrialRecord(**content))
+    def write_config(self, config: SweepConfig) -> None:
+        """Replace the settings for human readers; the record of them is what counts."""
+        with atomic_path(self.folder / "config.yaml") as temporary:
+            dump_yaml(config, temporary)
+        self.config = config
 
-    def _add(self, kind: str, record: TrialRecord) -> None:
-        self._write_json(f"{kind}/{record.id}.json", asdict(record))
-        self._records(kind).append(record)
-        self.checkpoint_path(record.id).unlink(missing_ok=True)
+    def _add_latest(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
+        # Clocks can be set back, and those of two hosts differ; the latest is the latest.
+        self._recorded = max(time.time(), self._recorded + 1e-3)
+        self._add(kind, name, key, {"recorded": self._recorded, **content}, replace=True)
 
-    def _records(self, kind: str) -> list[TrialRecord]:
-        return {"trials": self.trials, "finalists": self.finalists}[kind]
+    def _add(self, kind: str, name: str, key: str, content: dict[str, Any], *, replace: bool = False) -> None:
+        folder = self.folder / "records" / kind
+        write_record(folder, name, key, content, replace=replace)
+        self._take(kind, Record(name, key, content))
 
-    def _write_json(self, name: str, content: Any) -> None:
-        atomic_write_text(self.folder / "records" / name, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    def _take(self, kind: str, record: Record) -> None:
+        """Know what a record says."""
+        name, key, content = record
+        self._recorded = max(self._recorded, content.get("recorded", 0.0))
+        match kind:
+            case "origin":
+                self.origin = Origin(**content)
+            case "settings":
+                self._recorded_config = SweepConfig.model_validate(content["settings"])
+            case "waves":
+                insort(self.waves, Wave(**content), key=lambda wave: wave.first)
+            case "trials" | "finalists":
+                ended = TrialRecord(**content)
+                self._ended[name] = ended
+                insort(self.trials if kind == "trials" else self.finalists, ended, key=lambda one: one.id)
+            case "latency":
+                self.latencies[name] = content["rows"]
+            case "analyses":
+                self.analyses[name] = {"key": key, **content}
+            case "committees":
+                self.committees, self.committees_key = content["rows"], key
+            case "prunings":
+                self.prunings[name] = content["row"]
 
 
-def check_new_folder(folder: Path) -> None:
-    """Raise UserError when a run folder is taken."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"--out: must be a new or empty folder, but {str(folder)!r} exists")
+def is_run(folder: Path) -> bool:
+    """Whether this is the folder of a run."""
+    try:
+        return (folder / "config.yaml").is_file()
+    except OSError:  # a name that no file system takes
+        return False
+
+
+def check_run(folder: Path) -> None:
+    """Raise UserError unless this is the folder of a run."""
+    if not is_run(folder):
+        raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
+
+
+def remove_abandoned(folder: Path) -> list[Path]:
+    """Remove the temporaries that killed writers left anywhere in a run folder, and return them."""
+    found = [path for part in (folder, *folder.rglob("*/")) for path in abandoned_temporaries(part)]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]) -> list[TrialRecord]:

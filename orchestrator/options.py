@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -24,17 +22,6 @@ def variant_config(name: str) -> ModelConfig:
     if name not in VARIANTS:
         raise UserError(f"VARIANT: must be one of {', '.join(sorted(VARIANTS))}, but got {name!r}")
     return VARIANTS[name]
-
-
-def check_output_folder(folder: Path) -> None:
-    """Refuse a folder for results that is something else, or cannot be written.
-
-    Raises:
-        UserError: It is.
-    """
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise UserError(f"--out: must be a folder that can be written, but got {str(folder)!r}")
 
 
 def validated(kind: type[Settings], content: dict[str, Any], *, prefix: str = "") -> Settings:

@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.plain_text import print_plain
 from orchestrator.records import TrialRecord
 from orchestrator.search_space import Point
 
@@ -39,18 +40,20 @@ class Progress:
         self.failed = 0
         self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
         self.activity = ""
+        self._ended_before = 0
         self._stage_started = time.monotonic()
 
     def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
         """A stage of `total` pieces of work begins."""
         self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
+        self._ended_before = 0
         self.running.clear()
         self._stage_started = time.monotonic()
-        self._line(f"{title}: {total} {unit}")
+        print_plain(self.console, f"{title}: {total} {unit}")
 
     def say(self, text: str) -> None:
         """A plain line."""
-        self._line(text)
+        print_plain(self.console, text)
 
     def part(self, run_id: str, activity: str, done: int, total: int) -> None:
         """A part of one run's work is done."""
@@ -59,12 +62,12 @@ class Progress:
     def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
         """Work on a run that is no training ended, well or not."""
         self.done, self.failed, self.activity = self.done + (not failed), self.failed + failed, ""
-        self._line(f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
+        print_plain(self.console, f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
 
     def measuring(self, done: int, total: int) -> None:
         """Latency of `done` out of `total` architectures is known."""
         if done == total:
-            self._line(f"measured the latency of {total} architecture(s)")
+            print_plain(self.console, f"measured the latency of {total} architecture(s)")
         self.activity = f"measuring latency {done}/{total}" if done < total else ""
 
     def started(self, run_id: str, point: Point, epochs: int) -> None:
@@ -88,18 +91,24 @@ class Progress:
         else:
             self.failed += 1
             outcome = f"failed: {record.error}"
-        self._line(f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}")
+        print_plain(
+            self.console,
+            f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}",
+        )
+
+    def was_ended(self, record: TrialRecord) -> None:
+        """A training run had ended in an earlier session."""
+        self.done, self.failed = self.done + record.completed, self.failed + (not record.completed)
+        self._ended_before += 1
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end of the stage; None before the first run has ended."""
         ended = self.done + self.failed
-        if not ended:
+        ended_now = ended - self._ended_before
+        if not ended_now:
             return None
-        return (time.monotonic() - self._stage_started) / ended * (self.total - ended)
-
-    def _line(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        return (time.monotonic() - self._stage_started) / ended_now * (self.total - ended)
 
 
 class LiveProgress(Progress):
@@ -120,6 +129,10 @@ class LiveProgress(Progress):
 
     def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
         super().finished(run_id, outcome, failed=failed)
+        self._bars.update(self._task, completed=self.done + self.failed)
+
+    def was_ended(self, record: TrialRecord) -> None:
+        super().was_ended(record)
         self._bars.update(self._task, completed=self.done + self.failed)
 
     def ended(self, record: TrialRecord) -> None:

@@ -6,7 +6,7 @@ method, threshold, seed and kind of mask.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lsmha.analysis import head_label_incidence
+from lsmha.analysis.fitting import OnProgress
 from lsmha.analysis.saved import load_fields
 from lsmha.config import AnalysisConfig, PruningConfig
 from lsmha.data import Dataset
@@ -32,8 +33,8 @@ from lsmha.training import evaluate
 from lsmha.training.saved import load_model, load_model_config, load_train_config
 from orchestrator.analysis_stage import AnalysisJob, analyse_checkpoint
 from orchestrator.existing_run import ExistingRun
-from orchestrator.progress import Progress
-from orchestrator.ray_tasks import OnProgress, run_tasks
+from orchestrator.identity import key_of
+from orchestrator.ray_tasks import Outcomes, run_tasks
 
 MaskKind = Literal["fields", "random", "none"]
 
@@ -64,8 +65,9 @@ def prune_finalists(run: ExistingRun, *, only: Sequence[str] = ()) -> list[str]:
     analyses = {run_id: ledger.folder / "pruning" / run_id for run_id in chosen}
     settings = AnalysisConfig(taps=("attn", "mlp", "block"), readout=config.readout, permutations=1)
     jobs = [AnalysisJob(run_id, ledger.finalist_folder(run_id), out, settings) for run_id, out in analyses.items()]
+    (ledger.folder / "pruning").mkdir(exist_ok=True)
     progress.stage("fields of all units", len(jobs), unit="networks")
-    found = _Events(progress, keep=lambda *_: "done")
+    found = Outcomes(progress, keep=lambda *_: "done")
     run_tasks(analyse_checkpoint, jobs, found, cpus=cpus, gpus=gpus, arrays=run.arrays)
     retrainings = [
         job
@@ -73,17 +75,26 @@ def prune_finalists(run: ExistingRun, *, only: Sequence[str] = ()) -> list[str]:
         for job in pruning_jobs(run_id, ledger.finalist_folder(run_id), analyses[run_id], config)
     ]
 
+    trained = {record.id: record.key for record in ledger.finalists}
+    keys = {job.id: _key(job, trained[job.finalist]) for job in retrainings}
+
     def keep(job_id: str, row: dict[str, Any]) -> str:
-        ledger.add_pruning(job_id, row)
+        ledger.add_pruning(job_id, keys[job_id], row)
         return f"kept={row['kept_of_connections']:.3f} test_accuracy={row['test_accuracy']:.4f}"
 
     progress.stage("retraining", len(retrainings), unit="pruned networks")
-    retrained = _Events(progress, keep=keep)
+    retrained = Outcomes(progress, keep=keep)
     try:
         run_tasks(prune_once, retrainings, retrained, cpus=cpus, gpus=gpus, arrays=run.arrays)
     finally:
         ledger.write_tables()
     return found.failures + retrained.failures
+
+
+def _key(job: PruningJob, finalist: str) -> str:
+    settings = job.config.model_dump(mode="json", exclude={"methods", "thresholds", "seeds"})
+    variant = {"method": job.method, "mask": job.mask, "threshold": job.threshold, "seed": job.seed}
+    return key_of({"finalist": finalist, "settings": settings, **variant})
 
 
 def pruning_jobs(finalist: str, checkpoint: Path, analysis: Path, config: PruningConfig) -> list[PruningJob]:
@@ -167,23 +178,3 @@ def unit_labels(fields: dict[str, Tensor], threshold: float) -> dict[LayerKey, T
             incidence = head_label_incidence(matrices, threshold)
             labels[kind, int(block.removeprefix("block"))] = torch.as_tensor(incidence)
     return labels
-
-
-class _Events:
-    """Keeps the results of tasks as they come, and shows them."""
-
-    def __init__(self, progress: Progress, *, keep: Callable[[str, Any], str]) -> None:
-        self._progress, self._keep = progress, keep
-        self.completed_ids: list[str] = []
-        self.failures: list[str] = []
-
-    def progressed(self, job_id: str, activity: str, done: int, total: int) -> None:
-        self._progress.part(job_id, activity, done, total)
-
-    def completed(self, job_id: str, result: Any) -> None:
-        self._progress.finished(job_id, self._keep(job_id, result))
-        self.completed_ids.append(job_id)
-
-    def failed(self, job_id: str, reason: str) -> None:
-        self.failures.append(f"{job_id}: {reason}")
-        self._progress.finished(job_id, reason, failed=True)

@@ -1,10 +1,12 @@
-"""What a sweep knows about its trials, finalists and latencies."""
+"""What a sweep knows of its trials and finalists, and what they came from."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
+from orchestrator.errors import UserError
+from orchestrator.identity import key_of
 from orchestrator.search_space import Point
 
 
@@ -16,6 +18,8 @@ class TrialRecord:
     """`t0007` for a trial, `t0007-s1` for its retraining with seed 1."""
     trial: str
     """The trial's id, of which a finalist has the configuration."""
+    key: str
+    """Of what was run (`identity.training_key`)."""
     status: Literal["completed", "failed"]
     point: Point
     """Every searched value; None where it has no effect."""
@@ -52,11 +56,51 @@ class TrialRecord:
 
     def row(self) -> dict[str, Any]:
         """The flat table row: the searched values among the columns, the curve left out."""
-        values = asdict(self)
-        values.pop("curve")
+        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "curve"}
         point = values.pop("point")
         head = {name: values.pop(name) for name in ("id", "trial", "status")}
         return {**head, **point, **values}
+
+
+@dataclass(frozen=True)
+class Wave:
+    """Proposals that were made together, before any of their results was known."""
+
+    first: int
+    """Number of the first one."""
+    points: list[Point]
+    queued: int
+    """How many of them, from the first on, were points to try first: no questions for the sampler."""
+    elapsed_s: float
+    """How long the search had taken before, all sessions together."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What results depend on besides the settings: they mix with no others."""
+
+    data: str
+    """`Dataset.digest()`."""
+    recipe_version: int
+    """`lsmha.training.RECIPE_VERSION`."""
+
+    @property
+    def key(self) -> str:
+        return key_of(asdict(self))
+
+    def check(self, now: Origin) -> None:
+        """Refuse to go on with other images or another version of the training code.
+
+        Raises:
+            UserError: They are others.
+        """
+        if now.data != self.data:
+            raise UserError(f"data: must be the images of the run (digest {self.data[:12]}), but got {now.data[:12]}")
+        if now.recipe_version != self.recipe_version:
+            raise UserError(
+                f"lsmha-sweep: this version trains by recipe {now.recipe_version}, the run by {self.recipe_version}; "
+                "their results do not mix"
+            )
 
 
 def trial_id(number: int) -> str:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-import platform
-import subprocess
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, distribution, version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from lsmha.atomic import atomic_path, atomic_write_text
-from lsmha.hardware import device_name
 from lsmha.pareto import hypervolume
 from orchestrator.analysis_report import committees_table
 from orchestrator.ledger import Ledger, objective_values
 from orchestrator.progress import describe_point
 from orchestrator.records import TrialRecord
 from orchestrator.sweep_config import SweepConfig
-
-_PACKAGES = ("lsmha-sweep", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow", "kornia", "moocore")
 
 _FORMATS = {
     "val_accuracy": "{:.4f}",
@@ -106,50 +99,39 @@ def finalist_summary(ledger: Ledger) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["val_accuracy"])
 
 
-def write_summary(
-    ledger: Ledger, *, complete: bool, wall_seconds: float, dataset: dict[str, Any], revision: str | None
-) -> None:
-    """Write `summary.json`: what was run, on what, and what came out."""
+def write_summary(ledger: Ledger, session: Mapping[str, Any] | None = None) -> None:
+    """Write `summary.json`: what came out, by the records, and what a `session` of the run says of itself; without one,
+    what the last session said."""
+    path = ledger.folder / "summary.json"
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        before = {}
+    now = dict(session or {})
+    if "wall_seconds" in now:  # of all sessions that got as far as this
+        now["wall_seconds"] = round(now["wall_seconds"] + before.get("wall_seconds", 0), 1)
+    atomic_write_text(path, json.dumps({**before, **_outcome(ledger), **now}, indent=2) + "\n")
+
+
+def _outcome(ledger: Ledger) -> dict[str, Any]:
     config = ledger.config
-    front = ledger.front()
-    summary = {
+    states = [one["status"] for one in ledger.analyses.values()]
+    return {
         "name": config.name,
-        "complete": complete,
-        "wall_seconds": round(wall_seconds, 1),
         "trials": _counts(ledger.trials),
         "finalist_runs": _counts(ledger.finalists),
         "objectives": [objective.model_dump() for objective in config.objectives],
-        "front": [record.id for record in front],
+        "front": [record.id for record in ledger.front()],
         "hypervolume": front_hypervolume(ledger),
         "finalists": finalist_summary(ledger),
-        **_after_finalists(ledger),
+        "analyses": {status: states.count(status) for status in ("completed", "failed")},
+        "committees": [row for row in ledger.committees if row["kind"] in ("group", "contrast")],
         "seeds": {
             "search": config.seed,
             "split": config.data.split_seed,
             "trials": config.train.seed,
             "finalists": list(config.finalists.seeds),
         },
-        "dataset": dataset,
-        "hardware": _hardware(),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "git_revision": revision,
-    }
-    atomic_write_text(ledger.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-
-
-def update_summary(ledger: Ledger) -> None:
-    """Bring what a summary says of analyses and committees up to date."""
-    path = ledger.folder / "summary.json"
-    if path.exists():
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        atomic_write_text(path, json.dumps(summary | _after_finalists(ledger), indent=2) + "\n")
-
-
-def _after_finalists(ledger: Ledger) -> dict[str, Any]:
-    states = [one["status"] for one in ledger.analyses.values()]
-    return {
-        "analyses": {status: states.count(status) for status in ("completed", "failed")},
-        "committees": [row for row in ledger.committees if row["kind"] in ("group", "contrast")],
     }
 
 
@@ -246,44 +228,3 @@ def _spread(mean: float, std: float | None) -> str:
 def _counts(records: list[TrialRecord]) -> dict[str, int]:
     completed = sum(record.completed for record in records)
     return {"completed": completed, "failed": len(records) - completed}
-
-
-def _hardware() -> dict[str, Any]:
-    import os
-
-    return {
-        "cpu": device_name(torch.device("cpu")),
-        "cores": os.cpu_count(),
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        "platform": platform.platform(),
-    }
-
-
-def _versions() -> dict[str, str | None]:
-    versions: dict[str, str | None] = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
-
-
-def git_revision() -> str | None:
-    """Revision of the code, with a mark if its checkout has uncommitted changes; None where it came without one."""
-    checkout = Path(__file__).parents[1]
-    try:
-        origin = json.loads(distribution("lsmha-sweep").read_text("direct_url.json") or "{}")  # PEP 610
-    except PackageNotFoundError:
-        origin = {}
-    if "vcs_info" in origin:
-        return origin["vcs_info"]["commit_id"]
-    if not (checkout / ".git").exists() and origin.get("url", "").startswith("file://"):
-        checkout = Path(unquote(urlsplit(origin["url"]).path))  # installed as a copy of this folder
-    command = ["git", "-C", str(checkout), "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        if not (checkout / ".git").exists():
-            return None
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -1,50 +1,74 @@
-"""`lsmha-sweep run`: check everything, then go through the stages and always leave a readable run folder."""
+"""`lsmha-sweep run` and `resume`: check everything, go through the stages, and always leave a readable run folder."""
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from lsmha.atomic import atomic_write_text
+from lsmha.config import RECIPE_VERSION
 from lsmha.data import Dataset
 from orchestrator.cluster import check_capacity, connect
+from orchestrator.errors import UserError
+from orchestrator.extension import extended
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
-from orchestrator.ledger import Ledger, check_new_folder
+from orchestrator.ledger import Ledger, is_run
+from orchestrator.output_folder import check_new_folder
+from orchestrator.ownership import check_free, owned
+from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
-from orchestrator.report import front_table, git_revision, plot_front, show_results, write_summary
+from orchestrator.provenance import git_revision, hardware, versions
+from orchestrator.records import Origin
+from orchestrator.report import front_table, plot_front, show_results, write_summary
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
+from orchestrator.status import mark_stage
+from orchestrator.storage_errors import storage_error_in, storage_errors_in_one_line
+from orchestrator.study_export import write_study
 from orchestrator.sweep_config import SweepConfig
 
 
 def run_sweep(
     config: SweepConfig, folder: Path, console: Console, *, address: str | None, dashboard: bool, quiet: bool
 ) -> int:
-    """Run the whole sweep into a new folder and return the exit code: 0; 1 if every trial, every finalist, an
-    analysis or the committees failed.
+    """Run the sweep into a folder: a new one, or one of earlier sessions, whose run then goes on or grows.
+
+    Returns the exit code: 0; 1 if every trial, every finalist, an analysis or the committees failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
-        Interrupted: SIGINT or SIGTERM; what was done is in the folder.
+        Interrupted: SIGINT or SIGTERM; what was done is in the folder, and the next session goes on from there.
+        StorageError: The folder is full, read-only or gone; likewise.
     """
-    check_new_folder(folder)
     build_space(config)
-    dataset = load_data(config.data, console, quiet=quiet)
-    space = build_space(config, dataset)
-    study = build_study(config, space)
-    check_batches(config, dataset)
-    if config.analysis.enabled:
-        check_analysis("analysis", config.analysis.readout, dataset)
-    with connect(address, dashboard=dashboard) as capacity:
+    with (
+        storage_errors_in_one_line(f"nothing recorded is lost: once mended, `lsmha-sweep resume {folder}` goes on"),
+        ExitStack() as session,
+    ):
+        if is_run(folder):
+            check_free(folder)
+            before = Ledger.load(folder)
+            config = extended(before.config, config)
+        else:
+            before = None
+            check_new_folder(folder)
+        dataset = load_data(config.data, console, quiet=quiet)
+        space = build_space(config, dataset)
+        study = build_study(config, space)
+        check_batches(config, dataset)
+        if config.analysis.enabled:
+            check_analysis("analysis", config.analysis.readout, dataset)
+        origin = Origin(dataset.digest(), RECIPE_VERSION)
+        if before is not None and before.origin is not None:
+            before.origin.check(origin)
+        capacity = session.enter_context(connect(address, dashboard=dashboard))
         check_capacity(config, capacity)
-        ledger = Ledger.create(folder, config)
+        ledger = _own(folder, config, session)
         ending = _Ending(config, space, dataset, ledger, console, quiet=quiet)
         try:
             with (
@@ -53,25 +77,38 @@ def run_sweep(
                     console, lambda: front_table(ledger, title="Front, best first"), quiet=quiet
                 ) as progress,
             ):
+                mark_stage(folder, "search")
+                ledger.begin_session(config, origin)
                 sweep = Sweep(config, space, dataset, ledger, capacity, progress)
-                _mark(folder, "search")
                 sweep.search(study)
-                _mark(folder, "finalists")
+                mark_stage(folder, "finalists")
                 sweep.train_finalists()
-                _mark(folder, "analysis")
+                mark_stage(folder, "analysis")
                 sweep.analyse_finalists()
-                _mark(folder, "committees")
+                mark_stage(folder, "committees")
                 committed = sweep.form_committees()
             ending.write(complete=True)
         except Interrupted as interrupted:
             ending.write(interrupted)
             raise
-        finally:
-            ending.write()
+        except Exception as error:
+            if storage_error_in(error) is None:
+                ending.write()
+            raise
     wanted = config.finalists.max_finalists or config.finalists.include
     tested = any(record.completed for record in ledger.finalists)
     analysed = all(one["status"] == "completed" for one in ledger.analyses.values())
     return 0 if ledger.front() and (tested or not wanted) and analysed and committed else 1
+
+
+def _own(folder: Path, config: SweepConfig, session: ExitStack) -> Ledger:
+    """The ledger of a run, new or not, that is owned until the session ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        session.enter_context(owned(folder))
+    except OSError as error:
+        raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
+    return Ledger.load(folder) if is_run(folder) else Ledger.create(folder, config)
 
 
 class _Ending:
@@ -102,27 +139,32 @@ class _Ending:
             self._written = True
             ledger = self._ledger
             ledger.write_tables()
+            write_study(ledger, ledger.folder / "study.journal")
             plot_front(ledger, ledger.folder / "front.png")
-            write_summary(
-                ledger,
-                complete=complete,
-                wall_seconds=time.monotonic() - self._started,
-                dataset=describe_dataset(self._dataset),
-                revision=self._revision,
-            )
-            _mark(ledger.folder, "complete" if complete else "interrupted" if interrupted else "crashed")
-            if interrupted is not None:
-                total = num_trials(self._config, self._space)
-                self._say(
-                    f"interrupted by {interrupted}: {len(ledger.trials)} of {total} trials and "
-                    f"{len(ledger.finalists)} finalist runs are recorded"
-                )
+            session = {
+                "complete": complete,
+                "wall_seconds": time.monotonic() - self._started,
+                "dataset": describe_dataset(self._dataset),
+                "hardware": hardware(),
+                "versions": versions(),
+                "git_revision": self._revision,
+            }
+            write_summary(ledger, session)
+            mark_stage(ledger.folder, "complete" if complete else "interrupted" if interrupted else "crashed")
             if not self._quiet:
                 show_results(ledger, self._console)
-                self._say(f"run folder: {ledger.folder}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+                print_plain(self._console, f"run folder: {ledger.folder}")
+            failed = sum(not record.completed for record in ledger.trials + ledger.finalists)
+            if failed:
+                print_plain(self._console, f"{failed} training run(s) failed: see `lsmha-sweep status {ledger.folder}`")
+            if not complete:
+                total = num_trials(self._config, self._space)
+                print_plain(
+                    self._console,
+                    f"incomplete, {len(ledger.trials)} of {total} trials and {len(ledger.finalists)} finalist runs "
+                    f"recorded{f' at {interrupted}' if interrupted else ''}, "
+                    f"resume with: lsmha-sweep resume {ledger.folder}",
+                )
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -136,9 +178,3 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "img_size": dataset.img_size,
         "test_fingerprint": dataset.fingerprint,
     }
-
-
-def _mark(folder: Path, stage: str) -> None:
-    """Leave word of the stage for `lsmha-sweep status`."""
-    state = {"stage": stage, "pid": os.getpid(), "host": os.uname().nodename, "updated": time.time()}
-    atomic_write_text(folder / "status.json", json.dumps(state) + "\n")

@@ -12,16 +12,18 @@ from rich.console import Console
 from lsmha.atomic import atomic_write_text
 from lsmha.models import model_cost
 from lsmha.tables import write_table
+from lsmha.training.checkpoints import checkpoint_files, remove_checkpoint
 from orchestrator.cluster import check_resources, connect
+from orchestrator.crews import Crews
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.options import validated, variant_config
+from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_batch_sizes, load_data
-from orchestrator.searcher import JobSearcher
+from orchestrator.storage_errors import storage_errors_in_one_line
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig
 from orchestrator.sweep_yaml import apply_override
 from orchestrator.trial import TrialJob
-from orchestrator.tune_run import run_jobs
 
 
 def train_one(
@@ -48,28 +50,25 @@ def train_one(
     asked = validated(ResourcesConfig, resources)
     checkpoint = folder / "checkpoint.pt"
     # A run that was cut off or failed leaves its checkpoint, or just what Ray keeps.
-    unfinished = {"checkpoint.pt", "ray"}
+    unfinished = {"ray", *(file.name for file in checkpoint_files(checkpoint))}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - unfinished):
         raise UserError(f"--out: must be a new or empty folder or hold an unfinished run, but {str(folder)!r} does not")
     dataset = load_data(config.data, console, quiet=quiet)
     check_batch_sizes([config.train.batch_size], [asked.workers_per_trial], dataset, field="train.batch_size")
     model = config.model.model_copy(update={name: getattr(dataset, name) for name in DATA_DEFINED})
-    with connect(address) as capacity, interrupts_as_exceptions():
+    with (
+        storage_errors_in_one_line("once mended, the same command goes on from the last epoch"),
+        connect(address) as capacity,
+        interrupts_as_exceptions(),
+    ):
         check_resources("resources", asked, capacity)
         events = _SingleEvents(console, config.train.epochs, quiet=quiet)
         job = TrialJob("train", model, config.train, checkpoint, export=folder)
-        run_jobs(
-            JobSearcher([job]),
-            events,
-            name="train",
-            num_jobs=1,
-            resources=asked,
-            concurrency=1,
-            arrays=ray.put(dataset.to_arrays()),
-            storage=folder / "ray",
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        crews = Crews(ray.put(dataset.to_arrays()), storage=folder / "ray")
+        crews.train([job], events, resources=asked, concurrency=1)
     if events.result is None:
-        console.print(f"failed: {events.failure}", markup=False, highlight=False, soft_wrap=True)
+        print_plain(console, f"failed: {events.failure}")
         return 1
     curve = events.result["curve"]
     write_table(folder / "curve.parquet", curve)
@@ -77,14 +76,12 @@ def train_one(
     result |= {name: curve[-1][name] for name in ("epoch", "val_accuracy", "val_loss")}
     result |= model_cost(model)._asdict() | {"seed": config.train.seed, "workers": asked.workers_per_trial}
     atomic_write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    checkpoint.unlink(missing_ok=True)
+    remove_checkpoint(checkpoint)
     if not quiet:
-        console.print(
+        print_plain(
+            console,
             f"val_accuracy={result['val_accuracy']:.4f} test_accuracy={result['test_accuracy']:.4f} "
             f"params={result['params']:,} macs={result['macs']:,}\nfolder: {folder}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
         )
     return 0
 
@@ -102,14 +99,15 @@ class _SingleEvents:
 
     def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
         if not self._quiet:
-            self._console.print(
+            print_plain(
+                self._console,
                 f"epoch {metrics['epoch']}/{self._epochs} train_loss={metrics['train_loss']:.4f} "
                 f"val_loss={metrics['val_loss']:.4f} val_accuracy={metrics['val_accuracy']:.4f} "
                 f"({metrics['images_per_s']:.0f} images/s)",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
             )
+
+    def warned(self, job_id: str, warning: str) -> None:
+        print_plain(self._console, warning)
 
     def completed(self, job_id: str, result: dict[str, Any]) -> None:
         self.result = result

@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
 from typing import Any
 
 import ray
 
+from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import model_cost
 from lsmha.training import EpochMetrics
+from lsmha.training.checkpoints import remove_checkpoint
 from lsmha.training.logits import logits_path
 from orchestrator.analysis_stage import analyse_finalists
 from orchestrator.cluster import Capacity, concurrent_trials
 from orchestrator.committee_stage import form_committees_of
+from orchestrator.crews import Crews
+from orchestrator.identity import training_key
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.ledger import Ledger
 from orchestrator.progress import Progress
-from orchestrator.records import TrialRecord, finalist_id, trial_id
+from orchestrator.records import TrialRecord, Wave, finalist_id, trial_id
 from orchestrator.search_space import Point, SearchSpace
-from orchestrator.searcher import JobSearcher, StudySearcher
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
 from orchestrator.trial import TrialJob
-from orchestrator.tune_run import run_jobs
 
 
 def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
@@ -56,6 +60,7 @@ class _Entry:
     """A job under way, with what the record needs besides its result."""
 
     job: TrialJob
+    key: str
     trial: str
     point: Point
     latency_ms: float | None
@@ -76,16 +81,15 @@ class _Recorder:
         self._progress.started(job_id, entry.point, entry.job.train.epochs)
 
     def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
-        epoch = {one.name: metrics[one.name] for one in fields(EpochMetrics)}
-        self._entries[job_id].curve[metrics["epoch"]] = epoch
+        self._entries[job_id].curve[metrics["epoch"]] = metrics
         self._progress.epoch_ended(job_id, metrics)
 
+    def warned(self, job_id: str, warning: str) -> None:
+        self._progress.say(f"{job_id}: {warning}")
+
     def completed(self, job_id: str, result: dict[str, Any]) -> None:
-        folder = self._entries[job_id].job.export
-        if folder is not None and not logits_path(folder, "test").is_file():
-            self.failed(
-                job_id, f"its files are not in {folder}: the run folder must be on storage that all nodes share"
-            )
+        if (problem := self._problem(job_id, result)) is not None:
+            self.failed(job_id, problem)
             return
         last = result["curve"][-1]
         self._end(
@@ -103,15 +107,31 @@ class _Recorder:
         )
 
     def failed(self, job_id: str, reason: str) -> None:
-        curve = list(self._entries[job_id].curve.values())
+        curve = [epoch for epoch in self._entries[job_id].curve.values() if bad_metric(epoch) is None]
         seconds = sum(epoch["seconds"] for epoch in curve)
         self._end(job_id, status="failed", epochs=len(curve), seconds=seconds, curve=curve, error=reason)
+
+    def _problem(self, job_id: str, result: dict[str, Any]) -> str | None:
+        """Why a result is none, in one line."""
+        if not result.get("curve"):
+            return "its training ended without a result"
+        for metrics in [
+            *result["curve"],
+            {name: result[name] for name in ("test_accuracy", "test_loss") & result.keys()},
+        ]:
+            if (problem := bad_metric(metrics)) is not None:
+                return problem
+        folder = self._entries[job_id].job.export
+        if folder is not None and not logits_path(folder, "test").is_file():
+            return f"its files are not in {folder}: the run folder must be on storage that all nodes share"
+        return None
 
     def _end(self, job_id: str, **outcome: Any) -> None:
         entry = self._entries.pop(job_id)
         cost = model_cost(entry.job.model)
         record = TrialRecord(
             id=job_id,
+            key=entry.key,
             trial=entry.trial,
             point=entry.point,
             seed=entry.job.train.seed,
@@ -122,11 +142,15 @@ class _Recorder:
             **outcome,
         )
         self._add(record)
+        remove_checkpoint(entry.job.checkpoint)
         self._progress.ended(record)
 
 
 class Sweep:
-    """One run of the stages over a ledger, on a cluster that Ray is connected to."""
+    """One run of the stages over a ledger, on a cluster that Ray is connected to.
+
+    Each stage does what the ledger does not have yet, so a sweep goes on after a break by going through them again.
+    """
 
     def __init__(
         self,
@@ -139,93 +163,145 @@ class Sweep:
     ) -> None:
         self.config, self.space, self.ledger = config, space, ledger
         self.capacity, self.progress = capacity, progress
+        self._data = dataset.digest()
         self._arrays = ray.put(dataset.to_arrays())
-        self._tables_written = time.monotonic()
+        self._crews = Crews(self._arrays, storage=ledger.folder / "ray")
+        self._tables_due = time.monotonic()
 
     def search(self, study: ProposalStudy) -> None:
-        """Train the study's proposals, each after its latency was measured."""
+        """Train the study's proposals, wave after wave, each after its latency was measured.
+
+        What was proposed in earlier sessions is proposed again, and the results are told again in the same order: the
+        study then is where it was.
+        """
         latencies = LatencyCache(
             self.config.latency,
             self.capacity,
             use_gpu=self.config.resources.gpus_per_trial > 0,
+            known=self.ledger.latencies,
             on_measured=self.ledger.add_latency,
         )
-        entries: dict[str, _Entry] = {}
-        numbers: dict[str, int] = {}
-
-        def make_job(proposal: Proposal) -> TrialJob:
-            run_id = trial_id(proposal.number)
-            job = TrialJob(run_id, proposal.model, proposal.train, self.ledger.checkpoint_path(run_id))
-            entries[run_id] = _Entry(job, run_id, proposal.point, latencies.latency_ms(proposal.model))
-            numbers[run_id] = proposal.number
-            return job
-
-        def add(record: TrialRecord) -> None:
-            study.tell(numbers[record.id], asdict(record) if record.completed else None)
-            self.ledger.add_trial(record)
-            self._write_tables_sometimes()
-
-        total = num_trials(self.config, self.space)
-        resources = self.config.resources
-        recorder = _Recorder(entries, self.progress, workers=resources.workers_per_trial, add=add)
-
-        def fail(proposal: Proposal, reason: str) -> None:
-            make_job(proposal)
-            recorder.failed(trial_id(proposal.number), reason)
-
-        self.progress.stage("search", total)
-        # Each wave ends with some idle workers; two rounds of trials a wave keep most of a cluster busy.
-        wave_size = max(self.config.search.wave_size, 2 * concurrent_trials(resources, self.capacity))
-        searcher = StudySearcher(
-            study,
-            latencies,
-            num_trials=total,
-            wave_size=wave_size,
-            make_job=make_job,
-            on_unmeasurable=fail,
-        )
-        wave = 0
-        while architectures := searcher.next_wave():
-            latencies.measure(architectures, on_progress=self.progress.measuring)
-            self._run(f"search-{wave}", searcher, recorder, num_jobs=searcher.left, resources=resources)
-            wave += 1
+        self.progress.stage("search", num_trials(self.config, self.space))
+        for record in self.ledger.trials:
+            # A session that was killed when it had just recorded the trial left it.
+            remove_checkpoint(self.ledger.checkpoint_path(record.id))
+            self.progress.was_ended(record)
+        for proposals in self._waves(study):
+            self._try(proposals, latencies)
+            for proposal in proposals:
+                ended = self.ledger.ended(trial_id(proposal.number), self._key(proposal.model, proposal.train))
+                assert ended is not None
+                study.tell(proposal.number, vars(ended) if ended.completed else None)
 
     def train_finalists(self) -> None:
         """Train the front's configurations, and those to include, at the full budget with every seed, and test once."""
         entries: dict[str, _Entry] = {}
-        jobs = []
+        ended = []
         for record in self._finalist_trials():
             model, train = self.space.build(record.point)
             for seed in self.config.finalists.seeds:
                 run_id = finalist_id(record.id, seed)
                 recipe = train.model_copy(update={"seed": seed, "epochs": self.config.finalist_epochs()})
-                job = TrialJob(
-                    run_id,
-                    model,
-                    recipe,
-                    self.ledger.checkpoint_path(run_id),
-                    export=self.ledger.finalist_folder(run_id),
-                )
-                entries[run_id] = _Entry(job, record.id, record.point, record.latency_ms)
-                jobs.append(job)
-        self.progress.stage("finalists", len(jobs))
-        if jobs:
-            resources = self.config.finalist_resources()
-            recorder = _Recorder(
-                entries, self.progress, workers=resources.workers_per_trial, add=self.ledger.add_finalist
-            )
-            self._run("finalists", JobSearcher(jobs), recorder, num_jobs=len(jobs), resources=resources)
+                key = self._key(model, recipe)
+                if (before := self.ledger.ended(run_id, key)) is not None:
+                    ended.append(before)
+                    continue
+                checkpoint, folder = self.ledger.checkpoint_path(run_id), self.ledger.finalist_folder(run_id)
+                job = TrialJob(run_id, model, recipe, checkpoint, export=folder)
+                entries[run_id] = _Entry(job, key, record.id, record.point, record.latency_ms)
+        self.progress.stage("finalists", len(entries) + len(ended))
+        for record in ended:
+            remove_checkpoint(self.ledger.checkpoint_path(record.id))
+            self.progress.was_ended(record)
+        self._train(entries, resources=self.config.finalist_resources(), add=self.ledger.add_finalist)
 
     def analyse_finalists(self) -> None:
         """Read out of every trained finalist what its heads, nodes and filters recognise."""
         if self.config.analysis.enabled:
-            analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays)
+            analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays, repeat=False)
 
     def form_committees(self) -> bool:
         """Let the finalists decide together, from their stored logits; returns whether that went well."""
         if not self.config.committees.enabled:
             return True
         return form_committees_of(self.ledger, self.progress, arrays=self._arrays)
+
+    def _waves(self, study: ProposalStudy) -> Iterator[list[Proposal]]:
+        """Proposals of each wave: those of earlier sessions first, then new ones, recorded before they are tried."""
+        proposed = 0
+        for wave in self.ledger.waves:
+            # The record of a wave can be damaged and set aside: its trials say what they were proposed as.
+            if lost := self._asked(study, range(proposed, wave.first)):
+                yield lost
+            yield self._asked(study, range(wave.first, wave.first + len(wave.points)), wave)
+            proposed = wave.first + len(wave.points)
+        started = time.monotonic()
+        elapsed_before = self.ledger.waves[-1].elapsed_s if self.ledger.waves else 0.0
+        # Each wave ends with some idle workers; two rounds of trials a wave keep most of a cluster busy.
+        wave_size = max(self.config.search.wave_size, 2 * concurrent_trials(self.config.resources, self.capacity))
+        max_hours = self.config.search.max_hours
+        while proposed < self.config.search.num_trials:
+            elapsed_s = elapsed_before + time.monotonic() - started
+            if max_hours is not None and elapsed_s >= 3600 * max_hours:
+                self.progress.say(f"search.max_hours={max_hours:g} is used up after {proposed} proposals")
+                return
+            new = self._asked(study, range(proposed, min(proposed + wave_size, self.config.search.num_trials)))
+            if not new:
+                return
+            points, queued = [proposal.point for proposal in new], sum(proposal.queued for proposal in new)
+            self.ledger.add_wave(Wave(proposed, points, queued, round(elapsed_s, 3)))
+            proposed += len(new)
+            yield new
+
+    def _asked(self, study: ProposalStudy, numbers: range, wave: Wave | None = None) -> list[Proposal]:
+        """What the study proposes for these numbers: just what a recorded wave says, or what a trial's record says."""
+        asked = []
+        for at, number in enumerate(numbers):
+            if wave is not None:
+                asked.append(study.ask(again=wave.points[at], queued=at < wave.queued))
+            else:
+                tried = self.ledger.tried(trial_id(number))
+                asked.append(study.ask(again=None if tried is None else tried.point))
+        return [proposal for proposal in asked if proposal is not None]
+
+    def _try(self, proposals: list[Proposal], latencies: LatencyCache) -> None:
+        """Measure and train those proposals of a wave that have no record yet."""
+        left = []
+        for proposal in proposals:
+            run_id = trial_id(proposal.number)
+            key = self._key(proposal.model, proposal.train)
+            if self.ledger.ended(run_id, key) is None:
+                job = TrialJob(run_id, proposal.model, proposal.train, self.ledger.checkpoint_path(run_id))
+                left.append((job, key, proposal.point))
+        latencies.measure((job.model for job, _, _ in left), on_progress=self.progress.measuring)
+        entries = {job.id: _Entry(job, key, job.id, point, latencies.latency_ms(job.model)) for job, key, point in left}
+        unmeasured = {run_id: why for run_id, entry in entries.items() if (why := latencies.error(entry.job.model))}
+        self._train(entries, resources=self.config.resources, add=self.ledger.add_trial, hopeless=unmeasured)
+
+    def _train(
+        self,
+        entries: dict[str, _Entry],
+        *,
+        resources: ResourcesConfig,
+        add: Callable[[TrialRecord], None],
+        hopeless: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Train and record every entry; those in `hopeless` fail at once, for the reason there."""
+
+        def keep(record: TrialRecord) -> None:
+            add(record)
+            self._write_tables_sometimes()
+
+        recorder = _Recorder(entries, self.progress, workers=resources.workers_per_trial, add=keep)
+        for run_id, reason in hopeless.items():
+            recorder.failed(run_id, reason)
+        if entries:  # those that failed have left it
+            jobs = [entry.job for entry in entries.values()]
+            concurrency = concurrent_trials(resources, self.capacity)
+            self._crews.train(jobs, recorder, resources=resources, concurrency=concurrency)
+
+    def _key(self, model: ModelConfig, train: TrainConfig) -> str:
+        return training_key(model, train, self._data)
 
     def _finalist_trials(self) -> list[TrialRecord]:
         chosen = list(select_finalists(self.ledger.front(), self.config.finalists.max_finalists))
@@ -240,26 +316,23 @@ class Sweep:
                     self.progress.say(f"{record.id} is in finalists.include, but its trial failed: {record.error}")
         return chosen
 
-    def _run(
-        self, name: str, searcher: JobSearcher, recorder: _Recorder, *, num_jobs: int, resources: ResourcesConfig
-    ) -> None:
-        run_jobs(
-            searcher,
-            recorder,
-            name=name,
-            num_jobs=num_jobs,
-            resources=resources,
-            concurrency=concurrent_trials(resources, self.capacity),
-            arrays=self._arrays,
-            storage=self.ledger.folder / "ray",
-        )
-        self.ledger.write_tables()
-
-    def _write_tables_sometimes(self, every_s: float = 5.0) -> None:
-        """Keep the tables of a live run fresh without rewriting them for each of thousands of short trials."""
-        if time.monotonic() - self._tables_written > every_s:
+    def _write_tables_sometimes(self, every_s: float = 5.0, share: float = 0.02) -> None:
+        """Keep the tables of a live run fresh, in a small share of the time however many rows they have."""
+        now = time.monotonic()
+        if now >= self._tables_due:
             self.ledger.write_tables()
-            self._tables_written = time.monotonic()
+            took = time.monotonic() - now
+            self._tables_due = now + max(every_s, took / share)
+
+
+def bad_metric(metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with an epoch's or a test's metrics, in one line: missing, no number, or not finite."""
+    expected = {one.name for one in fields(EpochMetrics)} if "epoch" in metrics else metrics.keys()
+    for name in sorted(expected):
+        value = metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return f"{name} must be a finite number, but got {value!r}"
+    return None
 
 
 def select_finalists(front: list[TrialRecord], max_finalists: int) -> list[TrialRecord]:

@@ -1,16 +1,19 @@
-"""How far a run is, read from its folder by any process that sees it."""
+"""How far a run is: left in its folder, and read from there by any process that sees it."""
 
 from __future__ import annotations
 
 import json
 import os
-import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from lsmha.atomic import atomic_write_text
 from orchestrator.ledger import Ledger
+from orchestrator.ownership import has_owner
+from orchestrator.plain_text import print_plain
 from orchestrator.progress import describe_point
 from orchestrator.report import front_hypervolume
 
@@ -43,11 +46,22 @@ def show_status(folder: Path, console: Console) -> None:
         lines.append(f"best {objective}: {getattr(best, objective):.4g} ({best.id}: {describe_point(best.point)})")
         volume = front_hypervolume(ledger)
         lines.append(f"front: {len(front)} configurations" + (f", hypervolume {volume['value']:.4g}" if volume else ""))
-    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+    print_plain(console, "\n".join(lines))
+
+
+def mark_stage(folder: Path, stage: str) -> None:
+    """Leave word of the stage that a run is in.
+
+    Raises:
+        OSError: The storage is full, read-only or gone.
+    """
+    folder.stat()  # a run folder that was moved away is not begun anew
+    state = {"stage": stage, "pid": os.getpid(), "host": os.uname().nodename, "updated": time.time()}
+    atomic_write_text(folder / "status.json", json.dumps(state) + "\n")
 
 
 def describe_stage(folder: Path) -> str:
-    """`complete`, `interrupted`, `crashed` or the stage under way; without its process a run counts as interrupted."""
+    """`complete`, `interrupted`, `crashed` or the stage under way; without an owner a run counts as interrupted."""
     try:
         state: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -55,16 +69,6 @@ def describe_stage(folder: Path) -> str:
     if state["stage"] in ("complete", "interrupted", "crashed"):
         return state["stage"]
     where = f"process {state['pid']} on {state['host']}"
-    if state["host"] == socket.gethostname() and not _is_alive(state["pid"]):
+    if not has_owner(folder):
         return f"interrupted in stage {state['stage']} ({where} is gone)"
     return f"in stage {state['stage']} ({where})"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

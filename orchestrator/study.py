@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,11 @@ from orchestrator.sweep_config import ObjectiveConfig, SearchConfig
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+MEMORY = 300
+"""Completed trials that tpe and gp learn from at least, where there are as many: the latest, and the front of all. What
+they learn from is what each question to them costs (gp: to the third power), and tpe gives old trials that are not on
+the front hardly any weight."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -29,6 +33,8 @@ class Proposal:
     point: Point
     model: ModelConfig
     train: TrainConfig
+    queued: bool
+    """Whether it was waiting, as a point to try first, and the sampler was not asked."""
 
 
 class ProposalStudy:
@@ -37,6 +43,9 @@ class ProposalStudy:
     Optuna has no structural constraints and repeats itself in small spaces. So a proposal that is invalid or was made
     before is told to the study as failed, and the nearest point that is neither takes its place, under its own name:
     the sampler learns from what was really tried.
+
+    The same seed, questions and answers give the same proposals. So a search goes on after a break by asking and
+    telling again what was asked and told before.
 
     `first` are points to propose before the configured warm start.
 
@@ -59,27 +68,38 @@ class ProposalStudy:
         self._rng = np.random.default_rng(seed)
         self._visited: set[Key] = set()
         self._trials: dict[int, optuna.trial.Trial] = {}
+        """Those not told yet, by number."""
+        self._asked = 0
         warm_start = space.checked_points(search.warm_start, field="search.warm_start")
-        self._queue = deque({space.key(point): point for point in [*first, *warm_start]}.values())
-        self._study = optuna.create_study(
-            directions=[objective.direction for objective in objectives],
-            sampler=_build_sampler(search, seed=seed),
-        )
+        self._queue = {space.key(point): point for point in [*first, *warm_start]}
+        self._directions = [objective.direction for objective in objectives]
+        self._search, self._seed = search, seed
+        self._lives = 0
+        self._study = self._new_study()
 
-    def ask(self) -> Proposal | None:
-        """The next configuration; None when the space is used up."""
+    def ask(self, *, again: Point | None = None, queued: bool | None = None) -> Proposal | None:
+        """The next configuration; None when the space is used up.
+
+        `again` is what was proposed at this place before the break, and `queued` what that proposal said of itself, if
+        it is known. Should the sampler think otherwise now (another version of it), what was proposed counts.
+        """
         if self.space.is_finite and len(self._visited) == len(self.space.points):
             return None
-        if self._queue or self._grid:
-            point = self._queue.popleft() if self._queue else self._next_of_grid()
-            trial = self._ask_for(point, params=self.space.params_of(point))
+        if again is not None:
+            queued = self.space.key(again) in self._queue if queued is None else queued
+            trial, point = self._ask_again(again, sample=not self._grid and not queued)
+        elif (waiting := self._next_of_queue()) is not None:
+            queued = True
+            trial, point = self._ask_for(waiting, params=self.space.params_of(waiting)), waiting
         else:
+            queued = False
             trial, point = self._ask_sampler()
         self._visited.add(self.space.key(point))
-        number = len(self._trials)
+        number = self._asked
+        self._asked += 1
         self._trials[number] = trial
         model, train = self.space.build(point)
-        return Proposal(number, point, model, train)
+        return Proposal(number, point, model, train, queued)
 
     def tell(self, number: int, metrics: Mapping[str, Any] | None) -> bool:
         """Report a proposal's metrics, or None for a failed one. Returns whether it counts as completed.
@@ -88,11 +108,46 @@ class ProposalStudy:
         """
         values = [(metrics or {}).get(name) for name in self._metrics]
         complete = all(isinstance(value, int | float) and np.isfinite(value) for value in values)
+        trial = self._trials.pop(number)
         if complete:
-            self._study.tell(self._trials[number], [float(value) for value in values])  # type: ignore[arg-type]
+            self._study.tell(trial, [float(value) for value in values])  # type: ignore[arg-type]
         else:
-            self._study.tell(self._trials[number], state=TrialState.FAIL)
+            self._study.tell(trial, state=TrialState.FAIL)
+        if not self._trials and self._search.sampler in ("tpe", "gp"):
+            self._forget()
         return complete
+
+    def _new_study(self) -> optuna.Study:
+        sampler = _build_sampler(self._search, seed=(self._seed + self._lives) % 2**32)
+        return optuna.create_study(directions=self._directions, sampler=sampler)
+
+    def _forget(self) -> None:
+        """Go on with a study of `MEMORY` trials when there are twice as many."""
+        completed = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if len(completed) < 2 * MEMORY:
+            return
+        front = {trial.number for trial in self._study.best_trials}
+        kept = [trial for trial in completed[:-MEMORY] if trial.number in front] + completed[-MEMORY:]
+        self._lives += 1
+        self._study = self._new_study()
+        self._study.add_trials(kept)
+
+    def _ask_again(self, point: Point, *, sample: bool) -> tuple[optuna.trial.Trial, Point]:
+        if sample:
+            trial, proposed = self._ask_sampler()  # so that the sampler is afterwards as it was then
+            if proposed == point:
+                return trial, point
+            self._study.tell(trial, state=TrialState.FAIL)
+        return self._ask_for(point, params=self.space.params_of(point)), point
+
+    def _next_of_queue(self) -> Point | None:
+        """The next point that is no question for the sampler; None when it is one."""
+        while self._queue:
+            key = next(iter(self._queue))
+            point = self._queue.pop(key)
+            if key not in self._visited:
+                return point
+        return self._next_of_grid() if self._grid else None
 
     def _ask_sampler(self) -> tuple[optuna.trial.Trial, Point]:
         with warnings.catch_warnings():
@@ -121,8 +176,7 @@ class ProposalStudy:
 
 
 def _build_sampler(search: SearchConfig, *, seed: int) -> BaseSampler:
-    # Optuna's defaults are made for hundreds of trials: in a small sweep a tenth to a quarter explores at first.
-    startup = min(10, max(4, search.num_trials // 4))
+    startup = search.startup()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler:
@@ -130,7 +184,7 @@ def _build_sampler(search: SearchConfig, *, seed: int) -> BaseSampler:
                 # The constant liar keeps proposals that run at the same time apart.
                 return TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, constant_liar=True)
             case "nsga2":
-                return NSGAIISampler(seed=seed, population_size=min(50, max(4, search.num_trials // 4)))
+                return NSGAIISampler(seed=seed, population_size=max(2, startup))
             case "gp":
                 return GPSampler(seed=seed, n_startup_trials=startup)
             case "random" | "grid":

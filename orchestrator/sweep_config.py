@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
-from lsmha.committees import Rule
 from lsmha.config import (
     AnalysisConfig,
     Config,
@@ -15,6 +14,7 @@ from lsmha.config import (
     LatencyConfig,
     ModelConfig,
     PruningConfig,
+    Rule,
     TrainConfig,
     distinct,
 )
@@ -24,6 +24,7 @@ DATA_DEFINED = ("img_size", "in_channels", "num_classes")
 
 Metric = Literal["val_accuracy", "val_loss", "latency_ms", "params", "macs", "seconds"]
 Scalar = bool | int | float | str
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators, which Optuna seeds, take no more
 
 
 class IntRange(Config):
@@ -102,11 +103,22 @@ class SearchConfig(Config):
     sampler: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
     """Optuna sampler; `grid` goes through the whole space in order."""
     num_trials: int = Field(20, ge=1)
-    """Configurations to train; the search ends earlier when the space is used up."""
+    """Configurations to train; the search ends earlier when the space is used up. A later session may raise it."""
+    max_hours: float | None = Field(None, gt=0)
+    """Wall-clock time for the search, all sessions together: when it is up, no further wave begins. Default: none."""
+    startup_trials: int | None = Field(None, ge=1)
+    """Trials before tpe and gp learn from results, and the population of nsga2. By default a quarter of the trials, at
+    least 4 and at most 10 (nsga2: 50)."""
     warm_start: tuple[dict[str, Scalar], ...] = Field((), strict=False)
     """Points to try first, each with a value for every dimension of the space."""
     wave_size: int = Field(8, ge=1)
     """Proposals whose latency is measured together, while no trial trains; at least two rounds of concurrent trials."""
+
+    def startup(self) -> int:
+        """`startup_trials`, or its default."""
+        # Optuna's defaults are made for hundreds of trials: in a small sweep a tenth to a quarter explores at first.
+        most = 50 if self.sampler == "nsga2" else 10
+        return self.startup_trials or min(most, max(4, self.num_trials // 4))
 
 
 class ResourcesConfig(Config):
@@ -145,7 +157,7 @@ class FinalistsConfig(Config):
     """Configurations of the front to retrain, spread evenly along it."""
     epochs: int | None = Field(None, ge=1)
     """Epochs of each; by default those of the trials."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0, 1, 2), min_length=1, strict=False)
+    seeds: tuple[Seed, ...] = Field((0, 1, 2), min_length=1, strict=False)
     """One training run for each configuration and seed."""
     resources: ResourcesConfig | None = None
     """What one run takes; by default what a trial does."""
@@ -212,7 +224,7 @@ class SweepConfig(RunConfig):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
     """Name of the sweep; the default run folder is runs/<name>."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Seed of the search."""
     space: dict[str, Dimension] = Field(min_length=1)
     """Fields of `model` and `train` to search: a list of choices, or a range with low and high."""
@@ -280,6 +292,14 @@ class SweepConfig(RunConfig):
             )
         return self
 
+    def with_startup_of(self, other: SweepConfig) -> SweepConfig:
+        """These settings with what the sampler of `other` starts with, unless they say: more trials change nothing of
+        what was proposed."""
+        if self.search.startup_trials is not None:
+            return self
+        search = self.search.model_copy(update={"startup_trials": other.search.startup()})
+        return self.model_copy(update={"search": search})
+
     def finalist_resources(self) -> ResourcesConfig:
         """What one finalist's training run takes."""
         return self.finalists.resources or self.resources
@@ -330,5 +350,5 @@ def check_dimension(name: str, dimension: Dimension) -> None:
             own = [problem for problem in error.errors() if problem["loc"]]
             if own:
                 raise ValueError(f"space.{name}: {own[0]['msg'].lower()}, but got {value!r}") from None
-    if isinstance(dimension, list) and len({(type(value), value) for value in dimension}) < len(dimension):
+    if isinstance(dimension, list) and len(set(dimension)) < len(dimension):
         raise ValueError(f"space.{name}: each choice may appear once, but got {dimension}")

@@ -1,19 +1,19 @@
-"""The seam between a training run and Ray: everything that Ray Tune and Ray Train need to run one."""
+"""The seam between a training run and Ray: everything that Ray tasks and Ray Train need to run one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
 import torch
-from ray import tune
+import torch.distributed as dist
 from ray.train.torch import TorchTrainer, get_device
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.placement_group import PlacementGroup
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
@@ -22,7 +22,8 @@ from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
 from orchestrator.sweep_config import ResourcesConfig
 
-Report = Callable[[dict[str, Any]], None]
+Tell = Callable[[str, Any], None]
+"""Says what happens to a job: a kind of `job_board.Event`, and the particulars."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class TrialJob:
     """Folder for the trained weights and the test logits; None leaves the test set alone."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for Tune's config."""
+        """Plain values, to travel."""
         return {
             "id": self.id,
             "model": self.model.model_dump_json(),
@@ -58,11 +59,13 @@ class TrialJob:
         )
 
 
-def run_job(job: TrialJob, dataset: Dataset, *, device: torch.device, threads: int, report: Report) -> None:
-    """Train one configuration, reporting each epoch, then its whole curve with `finished` set.
+def run_job(
+    job: TrialJob, dataset: Dataset, *, device: torch.device, threads: int, tell: Tell
+) -> dict[str, Any] | None:
+    """Train one configuration and return its whole curve, with the test metrics if it is exported.
 
-    A run that cannot go well however often it is tried (divergence, settings that do not fit) reports `failure` with
-    the reason instead; other exceptions propagate.
+    Tells each epoch. A run that cannot go well however often it is tried (divergence, settings that do not fit) is told
+    as failed, and the result is None; other exceptions propagate.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads)
@@ -70,7 +73,7 @@ def run_job(job: TrialJob, dataset: Dataset, *, device: torch.device, threads: i
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if trainer.rank == 0:
             trainer.save(job.checkpoint)
-        report(metrics.asdict())
+        tell("epoch", metrics.asdict())
 
     try:
         trainer = train(
@@ -79,20 +82,20 @@ def run_job(job: TrialJob, dataset: Dataset, *, device: torch.device, threads: i
             dataset,
             device=device,
             on_epoch_end=on_epoch_end,
-            resume_from=job.checkpoint if job.checkpoint.exists() else None,
+            resume_from=job.checkpoint,
+            on_damage=lambda damage: tell("warning", damage),
         )
     except (DivergenceError, ValueError) as error:
-        report({"failure": f"{type(error).__name__}: {error}"})
-        return
-    final: dict[str, Any] = {
-        "finished": True,
+        tell("failed", f"{type(error).__name__}: {error}")
+        return None
+    result: dict[str, Any] = {
         "curve": [metrics.asdict() for metrics in trainer.history],
         "precision": trainer.precision,
         "train_device": device.type,
     }
     if job.export is not None and trainer.rank == 0:
-        final |= export(trainer, job.export)
-    report(final)
+        result |= export(trainer, job.export)
+    return result
 
 
 def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
@@ -104,40 +107,29 @@ def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
     return {"test_accuracy": test.accuracy, "test_loss": test.loss}
 
 
-def build_trainable(resources: ResourcesConfig, arrays: ray.ObjectRef, *, storage: Path) -> Any:
-    """Tune's trainable for jobs over one data set: `config["job"]` is `TrialJob.to_dict()`.
-
-    A single worker trains in the trial's own actor; several are DDP ranks of a `TorchTrainer` that the trial starts.
-    `arrays` refers to `Dataset.to_arrays()` in the object store: the trials of a node read one copy, in place.
-    """
-    if resources.workers_per_trial == 1:
-        function: Callable[..., None] = _train_in_actor
-        bundle = {"CPU": resources.cpus_per_trial, "GPU": resources.gpus_per_trial}
-    else:
-        function = partial(_train_with_ddp, storage=str(storage))
-        # The workers take the trial's CPUs and GPUs; the actor that waits for them must take something, and not those.
-        bundle = {"memory": 1024**2}
-    trainable = tune.with_parameters(function, arrays=[arrays], resources=resources.model_dump())
-    return tune.with_resources(trainable, tune.PlacementGroupFactory([bundle]))
-
-
-def _train_in_actor(config: dict[str, Any], *, arrays: list[ray.ObjectRef], resources: dict[str, Any]) -> None:
-    run_job(
-        TrialJob.from_dict(config["job"]),
-        Dataset.from_arrays(ray.get(arrays[0])),
-        device=torch.device("cuda" if resources["gpus_per_trial"] else "cpu"),
-        threads=resources["cpus_per_trial"],
-        report=tune.report,
+def crew_task(resources: ResourcesConfig) -> Any:
+    """The Ray task that is a crew: arguments are those of `_work_alone`."""
+    if resources.workers_per_trial > 1:
+        # The ranks take the CPUs and GPUs; the task waits for them.
+        return ray.remote(_lead_ranks).options(num_cpus=0, max_retries=0, name="crew")
+    # Without max_calls Ray would end a process that had a GPU after one task.
+    return ray.remote(max_calls=0)(_work_alone).options(
+        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0, name="crew"
     )
 
 
-def _train_with_ddp(
-    config: dict[str, Any], *, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str
-) -> None:
+def _work_alone(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str) -> None:
+    """A crew of one: does jobs of the board in this process until none is left."""
+    device = torch.device("cuda" if resources["gpus_per_trial"] else "cpu")
+    _do_jobs(_jobs_of(board, crew), board, crew, arrays, device=device, threads=resources["cpus_per_trial"])
+
+
+def _lead_ranks(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str) -> None:
+    """A crew of DDP ranks."""
     workers = resources["workers_per_trial"]
     trainer = TorchTrainer(
-        _train_as_rank,
-        train_loop_config={"job": config["job"], "arrays": arrays, "resources": resources},
+        _work_as_rank,
+        train_loop_config={"board": board, "crew": crew, "arrays": arrays, "resources": resources},
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=resources["gpus_per_trial"] > 0,
@@ -146,12 +138,9 @@ def _train_with_ddp(
                 **({"GPU": resources["gpus_per_trial"] / workers} if resources["gpus_per_trial"] else {}),
             },
         ),
+        # The driver starts a new crew in place of one that failed.
         run_config=ray.train.RunConfig(
-            name=config["job"]["id"],
-            storage_path=storage,
-            callbacks=[TuneReportCallback()],  # type: ignore[list-item]
-            # Tune starts a failed trial again, as it does for single workers.
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            name=crew, storage_path=storage, failure_config=ray.train.FailureConfig(max_failures=0)
         ),
     )
     try:
@@ -159,14 +148,75 @@ def _train_with_ddp(
     except ray.train.TrainingFailedError as error:
         failures = getattr(error, "worker_failures", None) or {}
         raise next(iter(failures.values()), error) from None
+    except ray.exceptions.RayActorError:
+        _give_up_places()
+        raise
 
 
-def _train_as_rank(config: dict[str, Any]) -> None:
+def _give_up_places() -> None:
+    """Free what Ray Train has reserved in this job; crews that are using theirs begin anew, from their last epoch.
+
+    Ray keeps the places of a controller that was killed until the job ends (its own cleaner works only where a
+    dashboard runs), so the next crew would wait for ever.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for place in ray.util.placement_group_table():
+        if place.endswith(job):
+            ray.util.remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(place)))
+
+
+def _work_as_rank(config: dict[str, Any]) -> None:
     resources = config["resources"]
-    run_job(
-        TrialJob.from_dict(config["job"]),
-        Dataset.from_arrays(ray.get(config["arrays"][0])),
+    leads = dist.get_rank() == 0
+    jobs = _jobs_of(config["board"], config["crew"]) if leads else iter(())
+    _do_jobs(
+        _shared_by_ranks(jobs),
+        config["board"] if leads else None,
+        config["crew"],
+        config["arrays"],
         device=get_device(),
         threads=resources["cpus_per_trial"] // resources["workers_per_trial"],
-        report=ray.train.report,
     )
+
+
+def _do_jobs(
+    jobs: Iterator[TrialJob],
+    board: Any | None,
+    crew: str,
+    arrays: list[ray.ObjectRef],
+    *,
+    device: torch.device,
+    threads: int,
+) -> None:
+    """Do one job after another and tell the board, if there is one, of each."""
+
+    def tell(kind: str, particulars: Any) -> None:
+        if board is not None:
+            ray.get(board.tell.remote(crew, kind, particulars))  # one by one: Ray does not keep their order by itself
+
+    dataset = _dataset(arrays[0])
+    for job in jobs:
+        result = run_job(job, dataset, device=device, threads=threads, tell=tell)
+        if result is not None:
+            tell("completed", result)
+
+
+@lru_cache(maxsize=1)
+def _dataset(arrays: ray.ObjectRef) -> Dataset:
+    """The data set, one object for all crews that this process becomes: with it, its copy on the device stays."""
+    return Dataset.from_arrays(ray.get(arrays))
+
+
+def _jobs_of(board: Any, crew: str) -> Iterator[TrialJob]:
+    while (job := ray.get(board.take.remote(crew))) is not None:
+        yield TrialJob.from_dict(job)
+
+
+def _shared_by_ranks(jobs: Iterator[TrialJob]) -> Iterator[TrialJob]:
+    """The jobs of rank 0, on every rank."""
+    while True:
+        shared: list[TrialJob | None] = [next(jobs, None)]
+        dist.broadcast_object_list(shared, src=0, device=get_device())
+        if shared[0] is None:
+            return
+        yield shared[0]

@@ -8,20 +8,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
-from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.atomic import atomic_write_text
+from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
 from lsmha.tables import write_table
 
 
 def save_analysis(analysis: Analysis, folder: Path) -> None:
-    """Write `fields.safetensors`, `blocks.parquet`, `heads.parquet`, `incidence.parquet` and, last, `analysis.json`."""
+    """Write `fields.safetensors`, `blocks.parquet`, `heads.parquet`, `incidence.parquet` and, last, `analysis.json`.
+
+    Raises:
+        OSError: The storage is full, read-only or gone; each file is the old one or the new one.
+    """
     fields = {f"{tap.tap}.{group.kind}": group.fields.contiguous() for tap in analysis.taps for group in tap.groups}
     fields |= {f"{tap.tap}.logits": tap.logits.contiguous() for tap in analysis.taps}
-    with atomic_path(folder / "fields.safetensors") as temporary:
-        save_file(fields, temporary, metadata={"fingerprint": analysis.fingerprint})
+    metadata = {"fingerprint": analysis.fingerprint, "checksum": UNSEALED}
+    write_sealed(folder / "fields.safetensors", save(fields, metadata=metadata))
     write_table(folder / "blocks.parquet", block_rows(analysis))
     write_table(folder / "heads.parquet", unit_rows(analysis))
     write_table(folder / "incidence.parquet", incidence_rows(analysis))
@@ -37,8 +43,18 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
 
 
 def load_fields(folder: Path) -> dict[str, Tensor]:
-    """The field matrices that `save_analysis` wrote, by `block<m>.<tap>.<head|node|filter|logits>`."""
-    return load_file(folder / "fields.safetensors")
+    """The field matrices that `save_analysis` wrote, by `block<m>.<tap>.<head|node|filter|logits>`.
+
+    Raises:
+        OSError: There are none.
+        DamagedFileError: They are not those that were saved.
+    """
+    path = folder / "fields.safetensors"
+    check_seal(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from None
 
 
 def block_rows(analysis: Analysis) -> list[dict[str, Any]]:

@@ -80,6 +80,11 @@ class Dataset:
         """Channels of the images."""
         return self.train.images.shape[1]
 
+    def digest(self) -> str:
+        """SHA-256 (hex) of the images and labels of all splits: what was trained on, selected by and tested on."""
+        splits = "".join(_fingerprint(getattr(self, split)) for split in SPLITS)
+        return hashlib.sha256(splits.encode()).hexdigest()
+
     def to_arrays(self) -> dict[str, Any]:
         """The data set as NumPy arrays (views, nothing is copied) and plain values, for an object store."""
         arrays: dict[str, Any] = {}

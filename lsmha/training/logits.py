@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, device
 
-from lsmha.atomic import atomic_path
+from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
 from lsmha.data import Dataset, LabeledImages
 from lsmha.models import CCT
 from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
@@ -32,15 +32,16 @@ def logits_path(folder: Path, split: HeldOut) -> Path:
 
 
 def save_logits(model: CCT, folder: Path, split: HeldOut, *, dataset: Dataset, device: device) -> Evaluation:
-    """Predict a split once, keep logits and labels in `folder`, and return loss and accuracy."""
+    """Predict a split once, keep logits and labels in `folder`, and return loss and accuracy.
+
+    Raises:
+        OSError: The storage is full, read-only or gone; what was saved before stays.
+    """
     images: LabeledImages = getattr(dataset, split)
     logits = predict_logits(model, images.images, dataset, device=device)
-    with atomic_path(logits_path(folder, split)) as temporary:
-        save_file(
-            {"logits": logits.contiguous(), "labels": images.labels.clone()},
-            temporary,
-            metadata={"fingerprint": dataset.fingerprint, "dataset": dataset.name},
-        )
+    tensors = {"logits": logits.contiguous(), "labels": images.labels.clone()}
+    metadata = {"fingerprint": dataset.fingerprint, "dataset": dataset.name, "checksum": UNSEALED}
+    write_sealed(logits_path(folder, split), save(tensors, metadata=metadata))
     return score_logits(logits, images.labels)
 
 
@@ -49,11 +50,13 @@ def load_logits(folder: Path, split: HeldOut) -> StoredLogits:
 
     Raises:
         OSError: There is no such file.
-        ValueError: It is damaged, or of another kind.
+        DamagedFileError: It is damaged, or of another kind.
     """
     path = logits_path(folder, split)
     try:
         with safe_open(path, framework="pt") as file:
-            return StoredLogits(file.get_tensor("logits"), file.get_tensor("labels"), file.metadata()["fingerprint"])
+            stored = StoredLogits(file.get_tensor("logits"), file.get_tensor("labels"), file.metadata()["fingerprint"])
     except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} does not hold logits: {' '.join(str(error).split())}") from None
+        raise DamagedFileError(f"{path} does not hold logits: {' '.join(str(error).split())}") from None
+    check_seal(path)
+    return stored

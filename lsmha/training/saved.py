@@ -8,21 +8,25 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT, from_compact_transformers
 
 
 def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:
-    """Write weights and configuration into `folder`, each file atomically."""
+    """Write weights and configuration into `folder`, each file atomically.
+
+    Raises:
+        OSError: The storage is full, read-only or gone; what was saved before stays.
+    """
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(weights, temporary)
+    write_sealed(folder / "model.safetensors", save(weights, metadata={"checksum": UNSEALED}))
     config = {
+        "seal": UNSEALED,
         "model": model.config.model_dump(mode="json"),
         "train": train_config.model_dump(mode="json"),
         "data": {
@@ -33,7 +37,7 @@ def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: Trai
             "test_fingerprint": dataset.fingerprint,
         },
     }
-    atomic_write_text(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_sealed(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load_model(folder: Path) -> CCT:
@@ -41,14 +45,19 @@ def load_model(folder: Path) -> CCT:
 
     Raises:
         OSError: A file is missing.
+        DamagedFileError: The weights are not those that were saved.
         ValueError: The weights do not fit the configuration.
     """
     model = CCT(load_model_config(folder))
+    path = folder / "model.safetensors"
+    check_seal(path)
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise DamagedFileError(f"{path} is damaged: {error}") from None
     except RuntimeError as error:
         detail = " ".join(str(error).split())
-        raise ValueError(f"{folder}/model.safetensors does not fit config.json: {detail}") from None
+        raise ValueError(f"{path} does not fit config.json: {detail}") from None
     return model.eval()
 
 
@@ -102,7 +111,7 @@ def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) 
         return from_compact_transformers(_read_state_dict(path), num_heads=num_heads, img_size=img_size)
     try:
         model = load_model(path)
-    except (OSError, KeyError, SafetensorError) as error:
+    except (OSError, KeyError) as error:
         raise ValueError(f"{path} must hold a saved model (config.json, model.safetensors): {error}") from None
     if num_heads not in (None, model.config.num_heads):
         raise ValueError(f"num_heads must be {model.config.num_heads} for {path}, but got {num_heads}")
@@ -124,6 +133,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    check_seal(folder / "config.json")
     content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not isinstance(content, dict) or not {"model", "train", "data"} <= content.keys():
         raise ValueError(f"{folder}/config.json must hold model, train and data")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,11 +21,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lsmha.atomic import atomic_path
+from lsmha.checksums import DamagedFileError
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset
 from lsmha.hardware import supports_bf16
 from lsmha.models import CCT, create_model
+from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
 from lsmha.training.optimization import build_optimizer, learning_rate_at
 
@@ -156,7 +160,11 @@ class Trainer:
         return metrics
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole state, atomically; `load` goes on from it bitwise (on a CPU)."""
+        """Write the whole state, atomically; `load` goes on from it bitwise (on a CPU).
+
+        Raises:
+            OSError: The storage is full, read-only or gone; what was saved before stays.
+        """
         state = {
             "recipe": self._recipe(),
             "epoch": self.epoch,
@@ -165,16 +173,20 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
         }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
+        save_state(state, Path(path))
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Take over the state that `save` wrote for the same run.
+    def load(self, path: str | os.PathLike[str]) -> list[Path]:
+        """Take over the newest good state that `save` wrote for the same run.
+
+        Returns:
+            The damaged files of later states, which were passed over.
 
         Raises:
+            FileNotFoundError: There is no checkpoint.
+            DamagedFileError: Each file that there is is damaged.
             ValueError: It is of another architecture, recipe or seed.
         """
-        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        state, damaged = load_state(Path(path), map_location=self.device)
         for name, own in self._recipe().items():
             if state["recipe"][name] != own:
                 raise ValueError(
@@ -186,6 +198,7 @@ class Trainer:
             self._ema.load_state_dict(state["ema"])
         self.epoch = state["epoch"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+        return damaged
 
     def _check_fit(self) -> None:
         batch_size, data, model = self.config.batch_size, self.dataset, self.model_config
@@ -271,12 +284,16 @@ def train(
     device: torch.device,
     on_epoch_end: Callable[[Trainer, EpochMetrics], None] | None = None,
     resume_from: str | os.PathLike[str] | None = None,
+    on_damage: Callable[[str], None] = warnings.warn,
     model: CCT | None = None,
 ) -> Trainer:
     """Train to the end of the recipe, from the start or from a checkpoint, and return the finished run.
 
     `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run. `model`, which is taken
     over, replaces the freshly initialised weights of the start.
+
+    The run goes on from the newest good state at `resume_from`, and starts over where there is none. `on_damage` gets
+    one line, on every rank, when files there are damaged: which, and where the run goes on.
 
     Raises:
         ValueError: The settings do not fit the data, `model` is of another architecture, or `resume_from` is of
@@ -285,7 +302,7 @@ def train(
     """
     trainer = Trainer(model_config, train_config, dataset, device=device, model=model)
     if resume_from is not None:
-        trainer.load(resume_from)
+        _resume(trainer, resume_from, on_damage)
     while trainer.epoch < train_config.epochs:
         metrics = trainer.run_epoch()
         if on_epoch_end is not None:
@@ -293,14 +310,34 @@ def train(
     return trainer
 
 
+def _resume(trainer: Trainer, path: str | os.PathLike[str], on_damage: Callable[[str], None]) -> None:
+    try:
+        damaged = trainer.load(path)
+    except FileNotFoundError:
+        return
+    except DamagedFileError as error:
+        on_damage(f"{error}; training starts over")
+        return
+    for file in damaged:
+        on_damage(f"checkpoint {file} is damaged; training goes on from the one before, after epoch {trainer.epoch}")
+
+
+_on_gpu: WeakKeyDictionary[Dataset, dict[torch.device, tuple[Tensor, Tensor]]] = WeakKeyDictionary()
+"""Copies of training images, each as long as its data set lives: one training run after another uses them."""
+
+
 def _place(dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
     """The training images where batches are gathered: on the GPU when a quarter of its free memory holds them."""
     images, labels = dataset.train.images, dataset.train.labels
-    if device.type == "cuda":
+    if device.type != "cuda":
+        return images, labels
+    copies = _on_gpu.setdefault(dataset, {})
+    if device not in copies:
         free, _ = torch.cuda.mem_get_info(device)
-        if images.nbytes <= free // 4:
-            return images.to(device), labels.to(device)
-    return images, labels
+        if images.nbytes > free // 4:
+            return images, labels
+        copies[device] = images.to(device), labels.to(device)
+    return copies[device]
 
 
 def _differences(wanted: ModelConfig, got: ModelConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -21,6 +20,7 @@ from tiny_data import (
 )
 
 from lsmha.training import EpochMetrics, Trainer, train
+from lsmha.training.checkpoints import load_state
 
 CPU = torch.device("cpu")
 MODEL = tiny_model(depth=3, num_conv_blocks=1, conv_kind="residual", drop_path=0.3, attn_drop=0.3)
@@ -37,17 +37,21 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-_torch_save = torch.save
+_replace = os.replace
 
 
 def _kill_this_process() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _save_half_and_die(state: object, path: Path) -> None:
-    buffer = io.BytesIO()
-    _torch_save(state, buffer)
-    path.write_bytes(buffer.getvalue()[: buffer.tell() // 2])
+def _write_half_and_die(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content[: len(content) // 2])
+    _kill_this_process()
+
+
+def _rename_and_die(source: Path, target: Path) -> None:
+    _replace(source, target)
     _kill_this_process()
 
 
@@ -57,7 +61,9 @@ def _train_until_killed(checkpoint: Path, moment: str) -> None:
 
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if moment == "while saving" and metrics.epoch == 2:
-            torch.save = _save_half_and_die
+            Path.write_bytes = _write_half_and_die
+        if moment == "between the two renames" and metrics.epoch == 2:
+            os.replace = _rename_and_die
         trainer.save(checkpoint)
         if moment == "after saving":
             _kill_this_process()
@@ -70,8 +76,14 @@ def _train_until_killed(checkpoint: Path, moment: str) -> None:
         tiny_dataset(),
         device=CPU,
         on_epoch_end=on_epoch_end,
-        resume_from=checkpoint if checkpoint.exists() else None,
+        resume_from=checkpoint,
     )
+
+
+def _saved_epoch(checkpoint: Path) -> int:
+    state, damaged = load_state(checkpoint, map_location=CPU)
+    assert damaged == []
+    return state["epoch"]
 
 
 def _run_and_expect_kill(checkpoint: Path, moment: str) -> None:
@@ -81,11 +93,12 @@ def _run_and_expect_kill(checkpoint: Path, moment: str) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("moment", ["after saving", "while saving", "between two steps"])
+@pytest.mark.parametrize("moment", ["after saving", "while saving", "between the two renames", "between two steps"])
 def test_run_resumed_after_a_kill_equals_the_uninterrupted_one(moment: str, tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     _run_and_expect_kill(checkpoint, moment)
-    assert torch.load(checkpoint, weights_only=True)["epoch"] == 1
+    assert checkpoint.exists() == (moment != "between the two renames")
+    assert _saved_epoch(checkpoint) == 1
     resumed = train(MODEL, RECIPE, tiny_dataset(), device=CPU, resume_from=checkpoint)
     whole = train(MODEL, RECIPE, tiny_dataset(), device=CPU)
     assert without_timings(resumed.history) == without_timings(whole.history)
@@ -98,4 +111,4 @@ def test_each_process_gets_one_epoch_further(tmp_path: Path) -> None:
     checkpoint = tmp_path / "run.pt"
     for epochs in (1, 2):
         _run_and_expect_kill(checkpoint, "after saving")
-        assert torch.load(checkpoint, weights_only=True)["epoch"] == epochs
+        assert _saved_epoch(checkpoint) == epochs

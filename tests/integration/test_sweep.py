@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +25,13 @@ def table(run: Path, name: str) -> pd.DataFrame:
     return pd.read_parquet(run / f"{name}.parquet")
 
 
-def records(run: Path, kind: str) -> list[Path]:
-    return sorted((run / "records" / kind).glob("*.json"))
+def records(run: Path, kind: str = "*") -> list[Path]:
+    return sorted((run / "records").glob(f"{kind}/*.json"))
+
+
+def written(files: list[Path]) -> dict[Path, tuple[bytes, int]]:
+    """What files hold, and when that was written."""
+    return {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
 def processes_about(text: str) -> list[str]:
@@ -62,7 +68,7 @@ def test_a_sweep_writes_all_it_found_out(finished: Finished) -> None:
     assert (trials["epochs"] == 1).all()
     assert (trials["latency_ms"] > 0).all()
     assert trials["test_accuracy"].isna().all()
-    assert [path.stem for path in records(run, "trials")] == list(trials.index)
+    assert [path.stem.rpartition("-")[0] for path in records(run, "trials")] == list(trials.index)
 
     front = table(run, "front")
     assert set(front["id"]) <= set(trials.index)
@@ -117,16 +123,79 @@ def test_status_and_front_of_a_finished_run(finished: Finished, alone: Cli) -> N
     assert "Finalists" in front
 
 
-def test_two_workers_train_one_trial(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished run, to go on with."""
+    run, _, _ = finished
+    return shutil.copytree(run, tmp_path / "run")
+
+
+def test_a_finished_run_has_nothing_left_to_do(copy: Path, cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+    def results() -> list[Path]:
+        return [*records(copy), *(copy / "finalists").rglob("*.*"), *(copy / "analysis").rglob("*.*")]
+
+    before = written(results())
+    tables = {name: table(copy, name) for name in ("trials", "front", "finalists", "latency", "curves", "analysis")}
+    output = succeeded(cli("run", space_file(tmp_path), "--out", copy))
+    assert "] t0" not in output  # no line of a training run that ended
+    assert written(results()) == before
+    for name, rows in tables.items():
+        pd.testing.assert_frame_equal(table(copy, name), rows)
+    assert json.loads((copy / "summary.json").read_text())["complete"]
+
+
+def test_a_run_grows(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     spec = space_file(
         tmp_path,
-        space={"num_heads": [4]},
+        search={"num_trials": 2, "wave_size": 2},
+        finalists={"max_finalists": 1, "seeds": [0]},
+        analysis={"enabled": False},
+    )
+    succeeded(cli("run", spec, "--out", run))
+    assert table(run, "trials")["id"].to_list() == ["t0000", "t0001"]
+    before = written([*records(run), *(run / "finalists").rglob("*.*")])
+    more = ("search.num_trials=4", "finalists.seeds=[0, 1]", "finalists.max_finalists=4", "analysis.enabled=true")
+    succeeded(cli("resume", run, *(argument for setting in more for argument in ("--set", setting))))
+    assert written(list(before)) == before
+    trials = table(run, "trials")
+    assert trials["id"].to_list() == ["t0000", "t0001", "t0002", "t0003"]
+    assert set(zip(trials["num_heads"], trials["depth"], strict=True)) == {(1, 1), (1, 2), (4, 1), (4, 2)}
+    front, finalists = set(table(run, "front")["id"]), table(run, "finalists")
+    assert {f"{name}-s{seed}" for name in front for seed in (0, 1)} <= set(finalists["id"])
+    assert sorted(table(run, "analysis")["id"].unique()) == finalists["id"].to_list()
+    assert len(table(run, "committees")) > 0
+    assert len(table(run, "latency")) == 4
+
+
+def test_another_sweep_in_the_folder_of_a_run_is_refused(
+    copy: Path, cli: Cli, space_file: SpaceFile, tmp_path: Path
+) -> None:
+    def files() -> list[Path]:
+        return sorted(path for path in copy.rglob("*") if path.is_file())
+
+    before = written(files())
+    spec = space_file(tmp_path, train={"epochs": 2, "batch_size": 50})
+    result = cli("run", spec, "--out", copy)
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "train.epochs: must be 1, as in the run, but got 2" in line
+    assert "--out" in line
+    assert written(files()) == before
+
+
+def test_two_workers_train_one_trial_after_the_other(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+    spec = space_file(
+        tmp_path,
+        search={"num_trials": 3, "wave_size": 3},
         resources={"workers_per_trial": 2, "cpus_per_trial": 2},
         finalists={"max_finalists": 0},
     )
-    succeeded(cli("run", spec, "--out", tmp_path / "run"))
-    (row,) = table(tmp_path / "run", "trials").to_dict("records")
-    assert (row["status"], row["workers"], row["epochs"]) == ("completed", 2, 1)
+    run = tmp_path / "run"
+    succeeded(cli("run", spec, "--out", run))
+    rows = table(run, "trials")[["id", "status", "workers", "epochs"]].to_dict("records")
+    assert rows == [{"id": f"t000{number}", "status": "completed", "workers": 2, "epochs": 1} for number in range(3)]
+    assert len(list((run / "ray").glob("crew-*"))) == 1  # the ranks stayed for all three
 
 
 def test_a_configuration_that_diverges_fails_alone(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:

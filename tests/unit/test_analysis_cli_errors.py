@@ -17,8 +17,9 @@ from lsmha.data import Dataset, LabeledImages, load_dataset
 from lsmha.models import CCT
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
+from orchestrator.identity import key_of
 from orchestrator.ledger import Ledger
-from orchestrator.records import TrialRecord
+from orchestrator.records import Origin, TrialRecord
 from orchestrator.sweep_config import SweepConfig
 
 CPU = torch.device("cpu")
@@ -43,10 +44,12 @@ def run_of(folder: Path, *datasets: Dataset) -> Path:
     """A run with an untrained finalist for each data set."""
     config = SweepConfig.model_validate({"name": folder.name, "space": {"num_heads": [1, 2]}})
     ledger = Ledger.create(folder, config)
+    ledger.begin_session(config, Origin(data="d", recipe_version=1))
     for number, dataset in enumerate(datasets):
         record = TrialRecord(
-            id=f"t{number:04d}-s0", trial=f"t{number:04d}", status="completed", point={"num_heads": 1}, seed=0,
-            params=1, macs=1, latency_ms=1.0, epochs=1, seconds=1.0, val_accuracy=0.5, test_accuracy=0.5,
+            id=f"t{number:04d}-s0", trial=f"t{number:04d}", key=key_of({"run": number}), status="completed",
+            point={"num_heads": 1}, seed=0, params=1, macs=1, latency_ms=1.0, epochs=1, seconds=1.0, val_accuracy=0.5,
+            test_accuracy=0.5,
         )  # fmt: skip
         ledger.add_finalist(record)
         model = network()
@@ -79,6 +82,7 @@ def test_a_folder_without_a_network(refused: Refused, tmp_path: Path) -> None:
 def test_weights_that_do_not_fit(refused: Refused, tmp_path: Path, digits: Dataset) -> None:
     folder = saved(tmp_path / "one", digits)
     config = json.loads((folder / "config.json").read_text())
+    del config["seal"]  # written by hand
     config["model"]["depth"] = 3
     (folder / "config.json").write_text(json.dumps(config))
     assert_words(refused("analyze", folder), "does not fit")

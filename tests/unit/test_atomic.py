@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmha.atomic import atomic_path, atomic_write_text
+from lsmha.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes, atomic_write_text
 
 
 def _write_half_then_raise(target: Path) -> None:
@@ -29,9 +30,44 @@ def test_success_replaces_the_file(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [target]
 
 
-def test_folders_are_made(tmp_path: Path) -> None:
-    atomic_write_text(tmp_path / "a" / "b" / "c.txt", "x")
-    assert (tmp_path / "a" / "b" / "c.txt").read_bytes() == b"x"
+def test_only_the_folder_itself_is_made(tmp_path: Path) -> None:
+    atomic_write_bytes(tmp_path / "a" / "c.bin", b"x")
+    assert (tmp_path / "a" / "c.bin").read_bytes() == b"x"
+    with pytest.raises(FileNotFoundError):
+        atomic_write_bytes(tmp_path / "gone" / "b" / "c.bin", b"x")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+
+def test_folder_that_vanishes_meanwhile_is_not_begun_anew(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with pytest.raises(FileNotFoundError), atomic_path(run / "x.txt"):
+        run.rename(tmp_path / "moved")
+    assert list(tmp_path.iterdir()) == [tmp_path / "moved"]
+
+
+def test_replaced_file_can_be_kept(tmp_path: Path) -> None:
+    target, previous = tmp_path / "x.bin", tmp_path / "old.bin"
+    atomic_write_bytes(target, b"1", previous=previous)
+    assert not previous.exists()
+    for number in (2, 3):
+        atomic_write_bytes(target, str(number).encode(), previous=previous)
+        assert (target.read_text(), previous.read_text()) == (str(number), str(number - 1))
+    with pytest.raises(RuntimeError, match="disk full"), atomic_path(target, previous=previous):
+        raise RuntimeError("disk full")
+    assert (target.read_text(), previous.read_text()) == ("3", "2")
+    assert sorted(tmp_path.iterdir()) == [previous, target]
+
+
+def test_failure_to_remove_the_temporary_does_not_hide_the_first_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "unlink", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        _write_half_then_raise(tmp_path / "result.json")
 
 
 def test_temporary_path_is_a_hidden_neighbour_with_the_same_suffix(tmp_path: Path) -> None:
@@ -85,7 +121,8 @@ with atomic_path(sys.argv[1]) as temporary, open(temporary, "w", encoding="utf-8
     killed = subprocess.run([sys.executable, "-c", code, target], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert target.read_text(encoding="utf-8") == "old"
-    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["result.json"]
+    assert sorted([*abandoned_temporaries(tmp_path), target]) == sorted(tmp_path.iterdir())
+    assert len(abandoned_temporaries(tmp_path)) == 1
     atomic_write_text(target, "new")
     assert target.read_text(encoding="utf-8") == "new"
 
@@ -97,3 +134,19 @@ def test_reader_of_the_old_file_keeps_it(tmp_path: Path) -> None:
         atomic_write_text(target, "new")
         assert file.read() == "old"
         assert os.stat(target).st_ino != os.fstat(file.fileno()).st_ino
+
+
+def test_abandoned_temporaries_are_told_from_other_files(tmp_path: Path) -> None:
+    names = ["x.json", "a.b.parquet", "t0001-s0.previous.pt", "plain"]
+    for name in [*names, ".hidden", ".hidden.json", "x.12.json"]:
+        atomic_write_text(tmp_path / name, "x")
+    assert abandoned_temporaries(tmp_path) == []
+    temporaries = []
+    for name in names:
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.touch()
+            temporaries += abandoned_temporaries(tmp_path)
+    assert [path.name for path in temporaries] == [
+        f".{stem}.{os.getpid()}{suffix}"
+        for stem, suffix in [("x", ".json"), ("a.b", ".parquet"), ("t0001-s0.previous", ".pt"), ("plain", "")]
+    ]

@@ -50,6 +50,31 @@ with interrupts_as_exceptions(when_stuck=lambda who: Path(sys.argv[1]).write_tex
     assert said.read_text() == "SIGTERM"
 
 
+@pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")])
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, first: str, second: str) -> None:
+    script = f"""
+import os, signal, sys, time
+from pathlib import Path
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+unwound = Path(sys.argv[1])
+with interrupts_as_exceptions(when_stuck=lambda _: unwound.write_text("stuck"), grace_s=50):
+    try:
+        os.kill(os.getpid(), signal.{first})
+        signal.pause()
+    except Interrupted:
+        try:
+            os.kill(os.getpid(), signal.{second})
+            time.sleep(50)
+        except Interrupted:
+            time.sleep(50)  # a clean-up that takes its time
+        unwound.write_text("unwound")
+"""
+    unwound = tmp_path / "unwound"
+    done = subprocess.run([sys.executable, "-c", script, str(unwound)], timeout=30, capture_output=True)
+    assert done.returncode == 128 + signal.Signals[second]
+    assert not unwound.exists()
+
+
 def test_without_a_signal_nothing_happens() -> None:
     with pytest.raises(KeyError), interrupts_as_exceptions(grace_s=0):
         raise KeyError

@@ -10,14 +10,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import snapshot
 
 from orchestrator.errors import UserError
+from orchestrator.identity import key_of
 from orchestrator.ledger import Ledger
-from orchestrator.records import TrialRecord, finalist_id, trial_id
+from orchestrator.records import Origin, TrialRecord, Wave, finalist_id, trial_id
 from orchestrator.sweep_config import SweepConfig
 
 CONFIG = SweepConfig(name="a", space={"num_heads": [1, 2, 4], "num_conv_blocks": [0, 7], "learning_rate": [1e-3]})
 LATENCY = {"architecture": "abc", "batch_size": 1, "latency_ms": 0.5}
+ORIGIN = Origin(data="d" * 64, recipe_version=1)
+KEY, OTHER_KEY = key_of({"work": 1}), key_of({"work": 2})
 TABLES = ("trials", "front", "finalists", "latency", "curves")
 
 
@@ -25,6 +29,7 @@ def trial(number: int, accuracy: float, latency: float, *, heads: int | None = 1
     values: dict[str, Any] = {
         "id": trial_id(number),
         "trial": trial_id(number),
+        "key": key_of({"trial": number}),
         "status": "completed",
         "point": {"num_heads": heads, "num_conv_blocks": 0 if heads else 7, "learning_rate": 1e-3},
         "seed": 0,
@@ -45,14 +50,21 @@ def failed(number: int, **fields: Any) -> TrialRecord:
     return replace(trial(number, 0.0, 0.001), **error | fields)
 
 
+def begun(folder: Path, config: SweepConfig = CONFIG) -> Ledger:
+    """A run whose first session has just begun."""
+    ledger = Ledger.create(folder, config)
+    ledger.begin_session(config, ORIGIN)
+    return ledger
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
     """Three completed trials, of which two are on the front, a failed one, and a finalist."""
-    ledger = Ledger.create(tmp_path / "run", CONFIG)
+    ledger = begun(tmp_path / "run")
     for record in (trial(0, 0.9, 3.0), trial(1, 0.8, 1.0, heads=None), trial(2, 0.7, 2.0), failed(3)):
         ledger.add_trial(record)
     ledger.add_finalist(replace(trial(0, 0.95, 3.0, seed=1, test_accuracy=0.94), id=finalist_id("t0000", 1)))
-    ledger.add_latency("abc", [LATENCY])
+    ledger.add_latency("abc", KEY, [LATENCY])
     return ledger
 
 
@@ -86,9 +98,15 @@ def test_records_survive(ledger: Ledger) -> None:
 
 
 def test_a_record_that_is_damaged_is_named(ledger: Ledger) -> None:
-    (ledger.folder / "records" / "trials" / "t0002.json").write_text("{")
-    with pytest.raises(UserError, match=r"t0002\.json"):
+    path = ledger.record_path("trials", "t0002", key_of({"trial": 2}))
+    path.write_text("{")
+    with pytest.raises(UserError, match=rf"{path.name}.*lsmha-sweep repair"):
         Ledger.load(ledger.folder)
+    damaged: list[Path] = []
+    assert [record.id for record in Ledger.load(ledger.folder, on_damaged=damaged.append).trials] == [
+        "t0000", "t0001", "t0003",
+    ]  # fmt: skip
+    assert damaged == [path]
 
 
 def test_no_run_folder(tmp_path: Path) -> None:
@@ -109,18 +127,10 @@ def test_front_is_sorted_by_the_first_objective(tmp_path: Path) -> None:
         {"metric": "val_accuracy", "direction": "maximize"},
     )
     config = SweepConfig(name="a", space=CONFIG.space, objectives=objectives)
-    ledger = Ledger.create(tmp_path / "run", config)
+    ledger = begun(tmp_path / "run", config)
     for record in (trial(0, 0.9, 3.0), trial(1, 0.8, 1.0), trial(2, 0.85, 2.0)):
         ledger.add_trial(record)
     assert [record.id for record in ledger.front()] == ["t0001", "t0002", "t0000"]
-
-
-def test_an_ended_run_has_no_checkpoint(ledger: Ledger) -> None:
-    checkpoint = ledger.checkpoint_path("t0007")
-    checkpoint.parent.mkdir(exist_ok=True)
-    checkpoint.touch()
-    ledger.add_trial(trial(7, 0.5, 5.0))
-    assert not checkpoint.exists()
 
 
 def test_columns_of_the_tables(ledger: Ledger) -> None:
@@ -163,21 +173,70 @@ def test_no_temporary_files_stay(ledger: Ledger) -> None:
 
 
 def test_a_record_that_was_being_written_is_none(ledger: Ledger) -> None:
-    (ledger.folder / "records" / "trials" / ".t0009.123.json").write_text('{"id": "t00')
-    assert [record.id for record in Ledger.load(ledger.folder).trials] == [record.id for record in ledger.trials]
+    half = ledger.folder / "records" / "trials" / ".t0009-0123456789ab.123.json"
+    half.write_text('{"name": "t00')
+    again = Ledger.load(ledger.folder)
+    assert again.trials == ledger.trials
+    again.begin_session(CONFIG, ORIGIN)
+    assert not half.exists()
+
+
+def test_a_session_goes_on_with_what_the_one_before_recorded(ledger: Ledger) -> None:
+    waves = [Wave(0, [{"num_heads": 1}, {"num_heads": None}], 0, 0.0), Wave(2, [{"num_heads": 4}], 0, 1.5)]
+    for wave in waves:
+        ledger.add_wave(wave)
+    again = Ledger.load(ledger.folder)
+    assert again.waves == waves
+    assert again.origin == ORIGIN
+    bigger = CONFIG.model_copy(update={"search": CONFIG.search.model_copy(update={"num_trials": 99})})
+    again.begin_session(bigger, ORIGIN)
+    assert again.config == Ledger.load(ledger.folder).config == bigger
+
+
+def test_settings_count_as_they_were_recorded(ledger: Ledger) -> None:
+    (ledger.folder / "config.yaml").write_text("name: edited\nspace: {depth: [1]}\n")
+    again = Ledger.load(ledger.folder)
+    assert again.config == CONFIG
+    again.write_config(again.config)
+    for path in (ledger.folder / "records" / "settings").iterdir():
+        path.unlink()
+    assert Ledger.load(ledger.folder).config == CONFIG
+
+
+def test_a_session_with_the_same_settings_records_nothing(ledger: Ledger) -> None:
+    before = snapshot(ledger.folder)
+    Ledger.load(ledger.folder).begin_session(CONFIG, ORIGIN)
+    assert snapshot(ledger.folder) == before
+
+
+def test_records_are_found_by_just_the_work_that_was_done(ledger: Ledger) -> None:
+    (record,) = (one for one in ledger.trials if one.id == "t0001")
+    for some in (ledger, Ledger.load(ledger.folder)):
+        assert some.tried("t0001") == some.ended("t0001", record.key) == record
+        assert some.ended("t0001", OTHER_KEY) is None
+        assert some.tried("t0001-s0") is None
+
+
+def test_other_images_or_another_recipe_do_not_mix() -> None:
+    ORIGIN.check(Origin(ORIGIN.data, ORIGIN.recipe_version))
+    with pytest.raises(UserError, match=r"data: must be .* \(digest dddddddddddd\), but got eeeeeeeeeeee"):
+        ORIGIN.check(replace(ORIGIN, data="e" * 64))
+    with pytest.raises(UserError, match="recipe 2, the run by 1"):
+        ORIGIN.check(replace(ORIGIN, recipe_version=2))
 
 
 def test_what_follows_the_finalists_survives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger = Ledger.create(tmp_path / "run", CONFIG)
-    ledger.add_analysis("t0000-s0", [{"block": 0, "snr": 1.5}, {"block": 1, "snr": None}])
-    ledger.add_analysis("t0001-s0", [], error="ValueError: no")
-    ledger.add_pruning("t0000-s0-andc-none-r0", {"id": "t0000-s0", "mask": "none"})
-    ledger.add_pruning("t0000-s0-andc-none-r0", {"id": "t0000-s0", "mask": "none", "kept": 1.0})
-    ledger.set_committees([{"kind": "group", "accuracy": 0.5}])
+    ledger = begun(tmp_path / "run")
+    ledger.add_analysis("t0000-s0", KEY, [{"block": 0, "snr": 1.5}, {"block": 1, "snr": None}])
+    ledger.add_analysis("t0001-s0", KEY, [], error="ValueError: no")
+    ledger.add_pruning("t0000-s0-andc-none-r0", KEY, {"id": "t0000-s0", "mask": "none"})
+    ledger.add_pruning("t0000-s0-andc-none-r0", KEY, {"id": "t0000-s0", "mask": "none", "kept": 1.0})
+    ledger.set_committees(KEY, [{"kind": "group", "accuracy": 0.5}])
     monkeypatch.chdir(tmp_path)
     again = Ledger.load(Path("run"))
     assert again.folder.is_absolute()  # workers run in folders of their own
     assert (again.analyses, again.prunings, again.committees) == (ledger.analyses, ledger.prunings, ledger.committees)
+    assert (again.analyses["t0001-s0"]["status"], again.analyses["t0001-s0"]["key"]) == ("failed", KEY)
     again.write_tables()
     analysis = pd.read_parquet(tmp_path / "run" / "analysis.parquet")
     assert analysis["id"].tolist() == ["t0000-s0", "t0000-s0"]
@@ -186,8 +245,23 @@ def test_what_follows_the_finalists_survives(tmp_path: Path, monkeypatch: pytest
     assert pd.read_parquet(tmp_path / "run" / "committees.parquet")["accuracy"].tolist() == [0.5]
 
 
+@pytest.mark.parametrize("keys", [(KEY, OTHER_KEY), (OTHER_KEY, KEY)])
+def test_the_latest_counts_whatever_its_file_is_called(tmp_path: Path, keys: tuple[str, str]) -> None:
+    ledger = begun(tmp_path / "run")
+    for number, key in enumerate([*keys, keys[0], keys[1], keys[0]]):  # an earlier setting, taken up again
+        ledger.add_analysis("t0000-s0", key, [{"number": number}])
+        ledger.set_committees(key, [{"number": number}])
+        ledger.add_pruning("t0000-s0-andc", key, {"number": number})
+    again = Ledger.load(ledger.folder)
+    assert again.analyses["t0000-s0"] | {"recorded": 0} == {
+        "recorded": 0, "key": keys[0], "status": "completed", "error": None, "blocks": [{"number": 4}],
+    }  # fmt: skip
+    assert (again.committees, again.committees_key) == ([{"number": 4}], keys[0])
+    assert again.prunings == {"t0000-s0-andc": {"number": 4}}
+
+
 def test_records_are_strict_json(tmp_path: Path) -> None:
-    ledger = Ledger.create(tmp_path / "run", CONFIG)
+    ledger = begun(tmp_path / "run")
     with pytest.raises(ValueError, match="JSON"):
-        ledger.add_analysis("t0000-s0", [{"snr": float("inf")}])
-    assert Ledger.load(tmp_path / "run").analyses == {}
+        ledger.add_analysis("t0000-s0", KEY, [{"snr": float("inf")}])
+    assert ledger.analyses == Ledger.load(tmp_path / "run").analyses == {}

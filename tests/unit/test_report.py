@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
+from orchestrator.identity import key_of
 from orchestrator.ledger import Ledger
-from orchestrator.records import TrialRecord, finalist_id, trial_id
+from orchestrator.records import Origin, TrialRecord, finalist_id, trial_id
 from orchestrator.report import (
     finalist_summary,
     finalists_table,
@@ -32,6 +33,7 @@ def record(run_id: str, accuracy: float | None, latency: float, **fields: Any) -
     values: dict[str, Any] = {
         "id": run_id,
         "trial": run_id.split("-")[0],
+        "key": key_of({"run": run_id}),
         "status": "failed" if accuracy is None else "completed",
         "point": {"num_heads": 2, "depth": 7},
         "seed": 0,
@@ -45,8 +47,14 @@ def record(run_id: str, accuracy: float | None, latency: float, **fields: Any) -
     return TrialRecord(**values | fields)
 
 
+def begun(folder: Path, config: SweepConfig) -> Ledger:
+    ledger = Ledger.create(folder, config)
+    ledger.begin_session(config, Origin(data="d", recipe_version=1))
+    return ledger
+
+
 def ledger_of(folder: Path, results: list[tuple[float | None, float]], **settings: Any) -> Ledger:
-    ledger = Ledger.create(folder, CONFIG.model_copy(update=settings))
+    ledger = begun(folder, CONFIG.model_copy(update=settings))
     for number, (accuracy, latency) in enumerate(results):
         ledger.add_trial(record(trial_id(number), accuracy, latency))
     return ledger
@@ -136,7 +144,7 @@ def test_no_plot_of_one_objective(tmp_path: Path) -> None:
 
 def test_plot_where_words_are_searched(tmp_path: Path) -> None:
     config = SweepConfig(name="a", space={"conv_kind": ["residual", "conv3x3"]})
-    ledger = Ledger.create(tmp_path / "run", config)
+    ledger = begun(tmp_path / "run", config)
     ledger.add_trial(record("t0000", 0.9, 1.0, point={"conv_kind": "residual"}))
     ledger.add_trial(record("t0001", 0.8, 0.5, point={"conv_kind": None}))
     plot_front(ledger, ledger.folder / "front.png")
@@ -144,11 +152,12 @@ def test_plot_where_words_are_searched(tmp_path: Path) -> None:
 
 
 def test_summary(ledger: Ledger) -> None:
-    write_summary(ledger, complete=True, wall_seconds=1.23, dataset={"name": "digits"}, revision="abc")
+    write_summary(ledger, {"complete": False, "wall_seconds": 1.23, "dataset": {"name": "digits"}})
+    write_summary(ledger, {"complete": True, "wall_seconds": 2.0, "dataset": {"name": "digits"}})
     summary = json.loads((ledger.folder / "summary.json").read_text())
     assert set(summary) == {
         "name", "complete", "wall_seconds", "trials", "finalist_runs", "objectives", "front", "hypervolume",
-        "analyses", "committees", "finalists", "seeds", "dataset", "hardware", "versions", "git_revision",
+        "analyses", "committees", "finalists", "seeds", "dataset",
     }  # fmt: skip
     assert summary["trials"] == {"completed": 3, "failed": 1}
     assert summary["finalist_runs"] == {"completed": 3, "failed": 1}
@@ -156,7 +165,21 @@ def test_summary(ledger: Ledger) -> None:
     assert summary["hypervolume"]["reference"] == [0.7, 4.0]
     assert [row["trial"] for row in summary["finalists"]] == ["t0002", "t0000"]
     assert set(summary["seeds"]) == {"search", "split", "trials", "finalists"}
-    assert {"python", "torch", "ray", "optuna"} <= set(summary["versions"])
+    assert summary["complete"]
+    assert summary["wall_seconds"] == pytest.approx(3.2, abs=0.05)  # of both sessions, rounded
+
+
+def test_summary_made_again_keeps_what_the_last_session_said(ledger: Ledger) -> None:
+    session = {"complete": True, "wall_seconds": 1.5, "hardware": {"cores": 2}}
+    write_summary(ledger, session)
+    ledger.add_trial(record("t0009", 0.99, 0.5))
+    write_summary(ledger)
+    summary = json.loads((ledger.folder / "summary.json").read_text())
+    assert {name: summary[name] for name in session} == session
+    assert summary["front"] == ["t0009"]
+    (ledger.folder / "summary.json").write_text("{")  # damaged: what the session said is lost, no more
+    write_summary(ledger)
+    assert json.loads((ledger.folder / "summary.json").read_text())["front"] == ["t0009"]
 
 
 @pytest.mark.parametrize("length", range(12))

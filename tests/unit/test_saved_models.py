@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_data import ALL_AUGMENTATION, tiny_model, tiny_recipe
+from safetensors.torch import load_file, save_file
+from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recipe
 
+from lsmha.checksums import DamagedFileError
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT
 from lsmha.training import Trainer, predict_logits, train
-from lsmha.training.saved import load_model, save_model
+from lsmha.training.logits import load_logits, logits_path, save_logits
+from lsmha.training.saved import load_checkpoint, load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,7 +63,7 @@ def test_config_says_how_to_build_train_and_feed(tiny: Dataset, tmp_path: Path) 
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     config = json.loads(text)
-    assert sorted(config) == ["data", "model", "train"]
+    assert sorted(config) == ["data", "model", "seal", "train"]
     assert ModelConfig.model_validate(config["model"]) == tiny_model()
     assert TrainConfig.model_validate(config["train"]) == recipe
     assert config["data"] == {
@@ -83,6 +87,7 @@ def test_weights_that_do_not_fit_are_refused(settings: dict[str, Any], tiny: Dat
     save_model(CCT(tiny_model()), tmp_path, dataset=tiny, train_config=tiny_recipe())
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
+    del config["seal"]  # written by hand
     config["model"] |= settings
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit config\.json") as raised:
@@ -96,3 +101,56 @@ def test_absent_file_is_an_os_error(name: str, tiny: Dataset, tmp_path: Path) ->
     (tmp_path / name).unlink()
     with pytest.raises(OSError, match=name):
         load_model(tmp_path)
+
+
+def test_flipped_bits_of_the_weights_are_refused_by_name(tiny: Dataset, tmp_path: Path) -> None:
+    model = CCT(tiny_model())
+    save_model(model, tmp_path, dataset=tiny, train_config=tiny_recipe())
+    path = tmp_path / "model.safetensors"
+    content = path.read_bytes()
+    generator = random.Random(0)
+    # Where the seal is no longer recognised as one, the weights are taken as those of a file without.
+    seal = range(content.index(b"lsmha-sha256:"), content.index(b"lsmha-sha256:") + 77)
+    places = [*range(0, 400, 7), *(generator.randrange(len(content)) for _ in range(200))]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << generator.randrange(8)
+        path.write_bytes(damaged)
+        if place not in seal:
+            with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
+                load_model(tmp_path)
+    for kept in (0, 7, 100, len(content) - 1):
+        path.write_bytes(content[:kept])
+        with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
+            load_model(tmp_path)
+        with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
+            load_checkpoint(tmp_path, img_size=tiny.img_size)
+
+
+def test_weights_without_a_seal_are_taken(tiny: Dataset, tmp_path: Path) -> None:
+    save_model(CCT(tiny_model()), tmp_path, dataset=tiny, train_config=tiny_recipe())
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    save_file(weights, path)
+    assert_same_bits(dict(load_model(tmp_path).state_dict()), weights)
+
+
+def test_each_flipped_bit_of_logits_is_refused_or_does_no_harm(tiny: Dataset, tmp_path: Path) -> None:
+    save_logits(CCT(tiny_model()), tmp_path, "test", dataset=tiny, device=CPU)
+    path = logits_path(tmp_path, "test")
+    content = path.read_bytes()
+    whole = load_logits(tmp_path, "test")
+    assert whole.fingerprint == tiny.fingerprint
+    refused = harmless = 0
+    for place in range(8 * len(content)):
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert_same_bits(tuple(load_logits(tmp_path, "test")), tuple(whole))
+        except DamagedFileError as error:
+            refused += str(path) in str(error)
+        else:
+            harmless += 1
+    assert refused + harmless == 8 * len(content)
+    assert harmless <= 8 * 77, "only the seal itself may go unnoticed"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import random
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ import pytest
 import torch
 from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recipe, without_timings
 
+from lsmha.checksums import UNSEALED, DamagedFileError, write_sealed
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.training import EpochMetrics, Trainer, train
+from lsmha.training.checkpoints import checkpoint_files, load_state, save_state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -51,7 +55,7 @@ def _train_with_interruptions(
                 dataset,
                 device=CPU,
                 on_epoch_end=save_and_stop,
-                resume_from=checkpoint if checkpoint.exists() else None,
+                resume_from=checkpoint,
             )
         except Interrupted:
             interruptions += 1
@@ -63,7 +67,7 @@ def _assert_same_run(trainer: Trainer, other: Trainer, folder: Path) -> None:
     states = []
     for index, run in enumerate((trainer, other)):
         run.save(folder / f"{index}.pt")
-        states.append(torch.load(folder / f"{index}.pt", weights_only=True))
+        states.append(load_state(folder / f"{index}.pt", map_location=CPU).state)
     assert without_timings(trainer.history) == without_timings(other.history)
     for state in states:
         del state["history"]
@@ -144,7 +148,7 @@ def test_saving_is_repeatable_and_leaves_the_run_alone(tiny: Dataset, tmp_path: 
         tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda trainer, _: trainer.save(tmp_path / "deep" / "x.pt")
     )
     _assert_same_run(silent, saving, tmp_path)
-    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.pt"]
+    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["x.previous.pt", "x.pt"]
 
 
 @pytest.mark.parametrize(
@@ -192,19 +196,21 @@ class Payload:
 def test_checkpoint_cannot_run_code(container: str, tiny: Dataset, tmp_path: Path) -> None:
     trainer = Trainer(tiny_model(), tiny_recipe(), tiny, device=CPU)
     trainer.save(tmp_path / "good.pt")
-    state = torch.load(tmp_path / "good.pt", weights_only=True)
+    state = load_state(tmp_path / "good.pt", map_location=CPU).state
     evil, proof = tmp_path / "evil.pt", tmp_path / "executed"
     state["model"] = Payload(proof)
     if container == "zip":
-        torch.save(state, evil)
+        save_state(state, evil)
         assert zipfile.is_zipfile(evil)
     else:
-        evil.write_bytes(pickle.dumps({"recipe": "", "model": Payload(proof)}, protocol=2))
+        pickled = pickle.dumps({"recipe": "", "model": Payload(proof)}, protocol=2)
+        write_sealed(evil, f"{UNSEALED}\n".encode() + pickled)
     with pytest.raises(pickle.UnpicklingError):
         trainer.load(evil)
     assert not proof.exists()
     # The payload is live: an unguarded load runs it.
-    torch.load(evil, weights_only=False) if container == "zip" else pickle.loads(evil.read_bytes())
+    content = io.BytesIO(evil.read_bytes().partition(b"\n")[2])
+    torch.load(content, weights_only=False) if container == "zip" else pickle.load(content)
     assert proof.exists()
 
 
@@ -214,6 +220,58 @@ def test_damaged_checkpoint_is_not_taken_for_a_run(kept: int, tiny: Dataset, tmp
     checkpoint = tmp_path / "cut.pt"
     trainer.save(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
-    with pytest.raises((EOFError, RuntimeError, pickle.UnpicklingError)):
+    with pytest.raises(DamagedFileError, match=re.escape(str(checkpoint))):
         trainer.load(checkpoint)
     assert (trainer.epoch, trainer.history) == (0, [])
+
+
+def _save_each_epoch(checkpoint: Path, epochs: int, dataset: Dataset) -> Trainer:
+    return train(
+        tiny_model(),
+        tiny_recipe(epochs=epochs),
+        dataset,
+        device=CPU,
+        on_epoch_end=lambda trainer, _: trainer.save(checkpoint),
+    )
+
+
+@pytest.mark.parametrize("lost", ["nothing", "newest", "newest damaged", "both damaged", "both"])
+def test_run_goes_on_from_the_newest_good_state_and_says_what_is_damaged(
+    lost: str, tiny: Dataset, tmp_path: Path
+) -> None:
+    checkpoint, previous = checkpoint_files(tmp_path / "run.pt")
+    whole = _save_each_epoch(checkpoint, 3, tiny)
+    files = {"nothing": [], "both damaged": [checkpoint, previous], "both": [checkpoint, previous]}.get(
+        lost, [checkpoint]
+    )
+    for file in files:
+        if "damaged" in lost:
+            file.write_bytes(file.read_bytes()[:-1])
+        else:
+            file.unlink()
+    epochs: list[int] = []
+    lines: list[str] = []
+    resumed = train(
+        tiny_model(),
+        tiny_recipe(epochs=3),
+        tiny,
+        device=CPU,
+        on_epoch_end=lambda _, metrics: epochs.append(metrics.epoch),
+        resume_from=checkpoint,
+        on_damage=lines.append,
+    )
+    trained_again = {"nothing": 0, "newest": 1, "newest damaged": 1}.get(lost, 3)
+    assert epochs == [1, 2, 3][3 - trained_again :]
+    assert len(lines) == ("damaged" in lost)
+    for line in lines:
+        assert all(str(file) in line for file in files)
+        assert ("starts over" in line) == (lost == "both damaged")
+        assert "\n" not in line
+    _assert_same_run(whole, resumed, tmp_path)
+
+
+def test_damage_is_a_warning_where_nobody_asks_for_it(tiny: Dataset, tmp_path: Path) -> None:
+    _save_each_epoch(tmp_path / "run.pt", 2, tiny)
+    (tmp_path / "run.pt").write_bytes(b"")
+    with pytest.warns(UserWarning, match=r"run\.pt is damaged; training goes on .* after epoch 1"):
+        train(tiny_model(), tiny_recipe(epochs=2), tiny, device=CPU, resume_from=tmp_path / "run.pt")

@@ -1,0 +1,82 @@
+"""The state of an unfinished training run on disk: the newest, and the one before in case that is damaged."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from lsmha.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
+
+_HEADER = f"{UNSEALED}\n".encode()
+
+
+class LoadedState(NamedTuple):
+    """A state, and the newer files that were passed over, being damaged."""
+
+    state: dict[str, Any]
+    damaged: list[Path]
+
+
+def checkpoint_files(path: Path) -> tuple[Path, Path]:
+    """The files of a checkpoint, newest first: `path` and `<stem>.previous<suffix>` beside it."""
+    return path, path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether there is a file to go on from, damaged or not."""
+    return any(file.exists() for file in checkpoint_files(path))
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove all files of a checkpoint that there are."""
+    for file in checkpoint_files(path):
+        file.unlink(missing_ok=True)
+
+
+def save_state(state: dict[str, Any], path: Path) -> None:
+    """Write a state atomically; the one that was at `path`, unless damaged, becomes the previous one.
+
+    Raises:
+        OSError: The storage is full, read-only or gone; what was saved before stays.
+    """
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    newest, previous = checkpoint_files(path)
+    # A damaged file must not take the place of a good one: that would leave none until the next state is written.
+    write_sealed(newest, _HEADER + buffer.getvalue(), previous=previous if _is_good(newest) else None)
+
+
+def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
+    """The newest good state at `path`. Runs no code that may be in the file.
+
+    Raises:
+        FileNotFoundError: There is no checkpoint.
+        DamagedFileError: Each file that there is is damaged.
+    """
+    damaged: list[Path] = []
+    for file in checkpoint_files(path):
+        try:
+            content = read_sealed(file)
+        except FileNotFoundError:
+            continue
+        except DamagedFileError:
+            damaged.append(file)
+            continue
+        stream = io.BytesIO(content[len(_HEADER) :])
+        return LoadedState(torch.load(stream, map_location=map_location, weights_only=True), damaged)
+    if damaged:
+        raise DamagedFileError(f"no good checkpoint is left: damaged are {', '.join(map(str, damaged))}")
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _is_good(file: Path) -> bool:
+    try:
+        read_sealed(file)
+    except (FileNotFoundError, DamagedFileError):
+        return False
+    return True

@@ -1,0 +1,141 @@
+"""Trains jobs in crews that stay warm from one job to the next, and tells, event by event, what became of each."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol
+from uuid import uuid4
+
+import ray
+
+from orchestrator.errors import describe_error
+from orchestrator.job_board import Event, JobBoard
+from orchestrator.storage_errors import storage_error_in
+from orchestrator.sweep_config import ResourcesConfig
+from orchestrator.trial import TrialJob, crew_task
+
+MAX_ATTEMPTS = 3
+"""How often a job is tried whose crew fails: an exception, a killed process, a lost node."""
+
+
+class JobEvents(Protocol):
+    """What happens to a job, called in the driver, in order."""
+
+    def started(self, job_id: str) -> None:
+        """A crew begins with the job, maybe not for the first time."""
+
+    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None: ...
+
+    def warned(self, job_id: str, warning: str) -> None:
+        """Something that the job got over, in one line."""
+
+    def completed(self, job_id: str, result: dict[str, Any]) -> None:
+        """The job trained to its end; `result` is what `trial.run_job` returns."""
+
+    def failed(self, job_id: str, reason: str) -> None:
+        """The job ended without a result; `reason` is one line."""
+
+
+class Crews:
+    """Trains jobs on a cluster, several at a time, over one data set.
+
+    A crew is a Ray task in one of Ray's reused worker processes, or, with several workers, the ranks of a
+    `TorchTrainer`. It takes job after job, so imports, data and process groups are there already when the next one
+    begins. Between two calls of `train` no crew holds anything.
+
+    Args:
+        arrays: Refers to `Dataset.to_arrays()` in the object store: the crews of a node read one copy, in place.
+        storage: Folder for what Ray Train keeps for itself.
+    """
+
+    def __init__(self, arrays: ray.ObjectRef, *, storage: Path) -> None:
+        self._arrays, self._storage = arrays, storage
+        board: Any = ray.remote(JobBoard)
+        self._board = board.options(num_cpus=0).remote()
+        self._news = self._board.news.remote()
+        session = uuid4().hex[:8]  # Ray Train would take up what another crew of the same name has left
+        self._names = (f"crew-{session}-{number}" for number in count())
+
+    def train(
+        self, jobs: Sequence[TrialJob], events: JobEvents, *, resources: ResourcesConfig, concurrency: int
+    ) -> None:
+        """Train the jobs, `concurrency` at a time; blocks until each has been told as completed or failed.
+
+        A job whose crew fails is begun anew, from its last epoch, `MAX_ATTEMPTS` times in all; then it is told as
+        failed, and the others go on.
+
+        Raises:
+            OSError: A crew found the storage full, read-only or gone. No job has failed by that.
+        """
+        waiting = {job.id: job.to_dict() for job in jobs}
+        attempts: Counter[str] = Counter()
+        ray.get(self._board.post.remote(list(waiting.values())))
+        crews = dict(self._start(resources) for _ in range(min(concurrency, len(jobs))))
+        while waiting:
+            # With a limit, so that a signal is noticed.
+            ready, _ = ray.wait([self._news, *crews], num_returns=1, timeout=1)
+            for done in ready:
+                if done == self._news:
+                    told = ray.get(done)
+                    self._news = self._board.news.remote()
+                    _tell(told, events, waiting)
+                    continue
+                crew, failure = crews.pop(done), _failure(done)
+                # What was told before comes first: news may be on their way here.
+                ray.get(self._board.wake.remote())
+                _tell(ray.get(self._news), events, waiting)
+                handover = ray.get(self._board.hand_over.remote(crew))
+                self._news = self._board.news.remote()
+                _tell(handover.news, events, waiting)
+                if failure is None or not waiting:
+                    continue
+                if storage_error := storage_error_in(failure):
+                    raise storage_error
+                # A crew that fails before it has a job fails for the next in line: so that ends, too.
+                blamed = handover.job or ray.get(self._board.withdraw.remote())
+                if blamed in waiting:
+                    attempts[blamed] += 1
+                    if attempts[blamed] < MAX_ATTEMPTS:
+                        ray.get(self._board.post.remote([waiting[blamed]], first=True))
+                    else:
+                        reason = f"{describe_error(failure)} (tried {MAX_ATTEMPTS} times)"
+                        _tell([("failed", blamed, reason)], events, waiting)
+                if len(crews) < min(concurrency, len(waiting)):
+                    crews.update([self._start(resources)])
+        ray.get(self._board.dismiss_all.remote())
+
+    def _start(self, resources: ResourcesConfig) -> tuple[ray.ObjectRef, str]:
+        crew = next(self._names)
+        ray.get(self._board.enrol.remote(crew))
+        task = crew_task(resources)
+        return task.remote(self._board, crew, [self._arrays], resources.model_dump(), str(self._storage)), crew
+
+
+def _failure(crew: ray.ObjectRef) -> Exception | None:
+    """Why a crew that is gone did not go when its work was done."""
+    try:
+        ray.get(crew)
+    except ray.exceptions.RayError as error:
+        return error
+    return None
+
+
+def _tell(news: Iterable[Event], events: JobEvents, waiting: dict[str, Any]) -> None:
+    """Pass news on; jobs that have ended leave `waiting`."""
+    for kind, job_id, particulars in news:
+        match kind:
+            case "started":
+                events.started(job_id)
+            case "epoch":
+                events.epoch_ended(job_id, particulars)
+            case "warning":
+                events.warned(job_id, particulars)
+            case "completed":
+                del waiting[job_id]
+                events.completed(job_id, particulars)
+            case "failed":
+                del waiting[job_id]
+                events.failed(job_id, particulars)

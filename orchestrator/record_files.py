@@ -1,0 +1,53 @@
+"""One record, one immutable file: JSON with its checksum and the key of what was run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lsmha.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
+from orchestrator.identity import KEY_LENGTH
+
+
+class Record(NamedTuple):
+    """What a record holds."""
+
+    name: str
+    """Such as `t0007`."""
+    key: str
+    """Of what was run, hex."""
+    content: Any
+    """Plain values."""
+
+
+def record_path(folder: Path, name: str, key: str) -> Path:
+    """Where the record of that work goes."""
+    return folder / f"{name}-{key[:KEY_LENGTH]}.json"
+
+
+def write_record(folder: Path, name: str, key: str, content: Any, *, replace: bool = False) -> None:
+    """Write a record. One of the same name and key says that this work was done before: it stays, unless `replace`.
+
+    Raises:
+        OSError: The storage is full, read-only or gone.
+        ValueError: `content` is not plain, or not finite.
+    """
+    path = record_path(folder, name, key)
+    if replace or not path.exists():
+        record = {"name": name, "key": key, "seal": UNSEALED, "content": content}
+        write_sealed(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_record(path: Path) -> Record:
+    """Read a record.
+
+    Raises:
+        OSError: It cannot be read.
+        DamagedFileError: It is not, bit for bit, what `write_record` wrote there.
+    """
+    record = json.loads(read_sealed(path))
+    name, key = record["name"], record["key"]
+    if record_path(path.parent, name, key) != path:
+        raise DamagedFileError(f"{path} is not the record that it is named after: it holds {name}")
+    return Record(name, key, record["content"])

@@ -1,0 +1,56 @@
+"""Storage that is full, read-only or gone: told from other errors, and said in one line."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_STORAGE_ERRNOS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+        errno.ENOENT,
+        errno.ENOTDIR,
+        errno.ESTALE,
+        errno.ENOTCONN,  # a network mount whose server went away
+    }
+)
+
+
+class StorageError(Exception):
+    """The run folder cannot be written or read: the message is one line. The CLI exits with code 3."""
+
+    exit_code = 3
+
+
+def storage_error_in(error: BaseException | None) -> OSError | None:
+    """The storage's error behind `error`, also where it came through Ray; None when it is of another kind."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
+
+
+def describe_storage_error(error: OSError) -> str:
+    """The error in the system's words, with the file where it tells one."""
+    words = error.strerror or str(error)
+    return f"{error.filename}: {words}" if error.filename else words
+
+
+@contextmanager
+def storage_errors_in_one_line(advice: str) -> Iterator[None]:
+    """Turn the storage's errors in the block, those that came through Ray too, into `StorageError` with some advice."""
+    try:
+        yield
+    except Exception as error:
+        storage_error = storage_error_in(error)
+        if storage_error is None:
+            raise
+        raise StorageError(f"{describe_storage_error(storage_error)}; {advice}") from None

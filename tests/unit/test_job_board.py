@@ -1,0 +1,169 @@
+"""Jobs in line, who took which, and what the driver hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from orchestrator.job_board import Handover, JobBoard
+
+
+def jobs(*names: str) -> list[dict[str, Any]]:
+    return [{"id": name, "more": name.upper()} for name in names]
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 10))
+
+
+async def board_with(*names: str, crews: tuple[str, ...] = ("one", "two")) -> JobBoard:
+    board = JobBoard()
+    await board.post(jobs(*names))
+    for crew in crews:
+        await board.enrol(crew)
+    return board
+
+
+async def taken(board: JobBoard, crew: str) -> str | None:
+    job = await board.take(crew)
+    return None if job is None else job["id"]
+
+
+def test_jobs_are_taken_in_order_and_once() -> None:
+    async def test() -> None:
+        board = await board_with("a", "b", "c")
+        assert await board.take("one") == {"id": "a", "more": "A"}
+        assert await taken(board, "two") == "b"
+        await board.tell("one", "completed", 1)
+        assert await taken(board, "one") == "c"
+        await board.tell("two", "completed", 2)
+        assert await taken(board, "two") is None
+        assert await board.withdraw() is None
+
+    run(test())
+
+
+def test_jobs_that_are_posted_first_keep_their_order() -> None:
+    async def test() -> None:
+        board = await board_with("c", "d")
+        await board.post(jobs("a", "b"), first=True)
+        await board.post(jobs("e"))
+        assert [await board.withdraw() for _ in range(6)] == ["a", "b", "c", "d", "e", None]
+
+    run(test())
+
+
+def test_who_is_not_enrolled_gets_nothing() -> None:
+    async def test() -> None:
+        board = await board_with("a", "b", crews=("one",))
+        assert await taken(board, "two") is None
+        assert await taken(board, "one") == "a"
+        await board.dismiss_all()
+        assert await taken(board, "one") is None
+        await board.tell("one", "completed", "its last job is still told")
+        assert (await board.news())[-1] == ("completed", "a", "its last job is still told")
+        await board.enrol("two")  # of the next round
+        assert await taken(board, "one") is None
+        assert await taken(board, "two") == "b"
+
+    run(test())
+
+
+def test_news_come_in_order_and_once() -> None:
+    async def test() -> None:
+        board = await board_with("a", "b")
+        await board.take("one")
+        await board.tell("one", "epoch", {"epoch": 1})
+        await board.take("two")
+        await board.tell("one", "warning", "w")
+        await board.tell("two", "failed", "no")
+        await board.tell("one", "completed", {"x": 1})
+        assert await board.news() == [
+            ("started", "a", None),
+            ("epoch", "a", {"epoch": 1}),
+            ("started", "b", None),
+            ("warning", "a", "w"),
+            ("failed", "b", "no"),
+            ("completed", "a", {"x": 1}),
+        ]
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(board.news(), 0.05)
+
+    run(test())
+
+
+def test_whoever_waits_for_news_gets_them() -> None:
+    async def test() -> None:
+        board = await board_with("a")
+        waiting = asyncio.create_task(board.news())
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        await board.take("one")
+        assert await waiting == [("started", "a", None)]
+
+    run(test())
+
+
+def test_whoever_waits_can_be_woken_without_news() -> None:
+    async def test() -> None:
+        board = await board_with("a")
+        waiting = asyncio.create_task(board.news())
+        await asyncio.sleep(0.01)
+        await board.wake()
+        assert await waiting == []
+        with pytest.raises(asyncio.TimeoutError):  # once
+            await asyncio.wait_for(board.news(), 0.05)
+        await board.take("one")
+        await board.wake()
+        assert await board.news() == [("started", "a", None)]
+
+    run(test())
+
+
+def test_a_crew_that_is_gone_hands_over_its_job_and_all_news() -> None:
+    async def test() -> None:
+        board = await board_with("a", "b", "c")
+        await board.take("one")
+        await board.take("two")
+        await board.tell("one", "epoch", 1)
+        news = [("started", "a", None), ("started", "b", None), ("epoch", "a", 1)]
+        assert await board.hand_over("one") == Handover(news, "a")
+        assert await board.hand_over("one") == Handover([], None)
+        assert await taken(board, "one") is None  # a crew taken for dead gets no other job
+        await board.tell("two", "completed", 2)
+        assert await board.hand_over("two") == Handover([("completed", "b", 2)], None)
+        assert await board.hand_over("never seen") == Handover([], None)
+
+    run(test())
+
+
+@pytest.mark.parametrize("kind", ["epoch", "completed", "failed"])
+def test_a_crew_that_was_handed_over_cannot_tell_any_more(kind: str) -> None:
+    async def test() -> None:
+        board = await board_with("a", crews=("one", "two"))
+        await board.take("one")
+        await board.hand_over("one")
+        await board.post(jobs("a"), first=True)
+        assert await taken(board, "two") == "a"
+        with pytest.raises(KeyError):
+            await board.tell("one", kind, "late")
+        await board.tell("two", "completed", "in time")
+        assert await board.news() == [("started", "a", None), ("completed", "a", "in time")]
+
+    run(test())
+
+
+@pytest.mark.parametrize("end", ["completed", "failed"])
+def test_nothing_is_told_of_a_job_after_its_end(end: str) -> None:
+    async def test() -> None:
+        board = await board_with("a")
+        await board.take("one")
+        await board.tell("one", end, 1)
+        with pytest.raises(KeyError):
+            await board.tell("one", "epoch", 2)
+        assert [kind for kind, *_ in await board.news()] == ["started", end]
+
+    run(test())

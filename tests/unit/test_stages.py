@@ -1,0 +1,136 @@
+"""From what crews tell to records: results that are none, epochs told twice, checkpoints that are no longer needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tiny_data import tiny_model, tiny_recipe
+
+from lsmha.training.checkpoints import checkpoint_files
+from orchestrator.progress import Progress
+from orchestrator.records import TrialRecord
+from orchestrator.stages import _Entry, _Recorder, bad_metric
+from orchestrator.trial import TrialJob
+
+EPOCH: dict[str, Any] = {
+    "epoch": 1,
+    "train_loss": 2.0,
+    "val_loss": 1.5,
+    "val_accuracy": 0.25,
+    "learning_rate": 0.001,
+    "seconds": 0.5,
+    "images_per_s": 100.0,
+}
+
+
+def test_good_metrics() -> None:
+    assert bad_metric(EPOCH) is None
+    assert bad_metric({"test_accuracy": 0, "test_loss": 1.5}) is None
+    assert bad_metric({}) is None
+
+
+@pytest.mark.parametrize("name", sorted(EPOCH.keys() - {"epoch"}))
+@pytest.mark.parametrize("value", [None, "0.5", True, float("nan"), float("inf"), float("-inf"), [0.5]])
+def test_a_metric_that_is_none(name: str, value: Any) -> None:
+    assert bad_metric({**EPOCH, name: value}) == f"{name} must be a finite number, but got {value!r}"
+
+
+@pytest.mark.parametrize("name", sorted(EPOCH.keys() - {"epoch"}))
+def test_a_metric_that_is_missing(name: str) -> None:
+    metrics = {one: value for one, value in EPOCH.items() if one != name}
+    assert bad_metric(metrics) == f"{name} must be a finite number, but got None"
+
+
+@pytest.mark.parametrize("value", [None, "0.5", False, float("nan")])
+def test_a_test_metric_that_is_none(value: Any) -> None:
+    assert bad_metric({"test_accuracy": value, "test_loss": 1.0}) == (
+        f"test_accuracy must be a finite number, but got {value!r}"
+    )
+
+
+class Recorded:
+    """A recorder of one job, and what it recorded."""
+
+    def __init__(self, folder: Path, *, export: bool = False) -> None:
+        self.records: list[TrialRecord] = []
+        self.checkpoint = folder / "checkpoints" / "t0000.pt"
+        self.checkpoint.parent.mkdir()
+        for file in checkpoint_files(self.checkpoint):
+            file.touch()
+        job = TrialJob(
+            "t0000", tiny_model(), tiny_recipe(epochs=2), self.checkpoint, folder / "out" if export else None
+        )
+        entry = _Entry(job, "k" * 64, "t0000", {"num_heads": 2}, 1.5)
+        self.recorder = _Recorder({"t0000": entry}, Progress(Console(quiet=True)), workers=3, add=self.add)
+
+    def add(self, record: TrialRecord) -> None:
+        assert all(file.exists() for file in checkpoint_files(self.checkpoint)), "the record comes first"
+        self.records.append(record)
+
+    @property
+    def record(self) -> TrialRecord:
+        (record,) = self.records
+        assert not any(file.exists() for file in checkpoint_files(self.checkpoint))
+        assert (record.id, record.key, record.trial, record.workers) == ("t0000", "k" * 64, "t0000", 3)
+        assert (record.point, record.seed, record.latency_ms) == ({"num_heads": 2}, 0, 1.5)
+        return record
+
+
+def epoch(number: int, **changed: Any) -> dict[str, Any]:
+    return {**EPOCH, "epoch": number, **changed}
+
+
+def result(*curve: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"curve": list(curve), "precision": "fp32", "train_device": "cpu", **more}
+
+
+def test_a_completed_job(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder.started("t0000")
+    recorded.recorder.completed("t0000", result(epoch(1), epoch(2, val_accuracy=0.5, seconds=1.0)))
+    record = recorded.record
+    assert (record.status, record.epochs, record.seconds, record.val_accuracy) == ("completed", 2, 1.5, 0.5)
+    assert (record.test_accuracy, record.precision, record.train_device, record.error) == (None, "fp32", "cpu", None)
+    assert [metrics["epoch"] for metrics in record.curve] == [1, 2]
+
+
+def test_a_job_that_was_begun_anew_repeats_an_epoch(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    for metrics in (epoch(1), epoch(2, val_accuracy=0.1), epoch(2, val_accuracy=0.5)):
+        recorded.recorder.started("t0000")
+        recorded.recorder.epoch_ended("t0000", metrics)
+    recorded.recorder.failed("t0000", "WorkerCrashedError: gone (tried 3 times)")
+    record = recorded.record
+    assert (record.status, record.epochs, record.seconds) == ("failed", 2, 1.0)
+    assert [metrics["val_accuracy"] for metrics in record.curve] == [0.25, 0.5]
+    assert (record.val_accuracy, record.error) == (None, "WorkerCrashedError: gone (tried 3 times)")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "error"),
+    [
+        ({}, "its training ended without a result"),
+        ({"curve": []}, "its training ended without a result"),
+        (result(epoch(1, val_accuracy=float("nan"))), "val_accuracy must be a finite number, but got nan"),
+        (result(epoch(1, val_loss=None), epoch(2)), "val_loss must be a finite number, but got None"),
+        (result(epoch(1), test_accuracy=None), "test_accuracy must be a finite number, but got None"),
+    ],
+)
+def test_a_result_that_is_none_fails_the_job(tmp_path: Path, outcome: dict[str, Any], error: str) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder.started("t0000")
+    recorded.recorder.epoch_ended("t0000", epoch(1, train_loss=float("nan")))
+    recorded.recorder.completed("t0000", outcome)
+    record = recorded.record
+    assert (record.status, record.error, record.val_accuracy, record.curve) == ("failed", error, None, [])
+
+
+def test_a_finalist_whose_files_are_elsewhere(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path, export=True)
+    recorded.recorder.completed("t0000", result(epoch(1), test_accuracy=0.5, test_loss=1.0))
+    record = recorded.record
+    assert record.status == "failed"
+    assert "the run folder must be on storage that all nodes share" in str(record.error)
