@@ -33,7 +33,9 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
             with suppress(FileNotFoundError):
                 os.replace(path, previous)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write to a full disk does not say where
         with suppress(OSError):  # whatever keeps it there, the first error is the one to tell
             temporary.unlink()
         raise

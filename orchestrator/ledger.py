@@ -85,21 +85,24 @@ class Ledger:
         """
         folder = folder.absolute()  # workers run in folders of their own
         check_run(folder)
-        found: list[tuple[str, Record]] = []
+        found: list[tuple[Path, Record]] = []
         for path in sorted((folder / "records").glob("*/[!.]*.json")):  # dot files are half-written ones
             try:
-                found.append((path.parent.name, read_record(path)))
+                found.append((path, read_record(path)))
             except DamagedFileError as error:
                 if on_damaged is None:
                     raise UserError(f"RUN: {error}; `lsmha-sweep repair {folder}` sets it aside") from None
                 on_damaged(path)
         # Of analyses, committees and prunings the latest counts.
         found.sort(key=lambda one: one[1].content.get("recorded", 0.0))  # stable: the others stay in order
-        settings = [record.content["settings"] for kind, record in found if kind == "settings"]
+        settings = [record.content["settings"] for path, record in found if path.parent.name == "settings"]
         config = SweepConfig.model_validate(settings[-1]) if settings else load_sweep_config(folder / "config.yaml")
         ledger = cls(folder, config)
-        for kind, record in found:
-            ledger._take(kind, record)
+        for path, record in found:
+            try:
+                ledger._take(path.parent.name, record)
+            except TypeError:  # whole, but with other fields
+                raise UserError(f"RUN: {path} is a record of another version of lsmha-sweep") from None
         return ledger
 
     def begin_session(self, config: SweepConfig, origin: Origin) -> None:

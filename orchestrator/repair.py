@@ -31,15 +31,15 @@ def repair_run(folder: Path, console: Console) -> None:
     Ledger.load(folder, on_damaged=lambda _: None)  # refuses what is no run, before anything is written
     with storage_errors_in_one_line("nothing else was changed"), owned(folder):
         found = list(_repair(folder.absolute()))
-        damaged = any(line.startswith("set aside") for line in found)
-        if damaged:
+        lost = any(line.startswith("set aside") for line in found)
+        if lost:
             mark_stage(folder, "interrupted")
         ledger = Ledger.load(folder)
         ledger.write_config(ledger.config)
         ledger.write_tables()
         write_study(ledger, ledger.folder / "study.journal")
         plot_front(ledger, ledger.folder / "front.png")
-        write_summary(ledger, {"complete": False} if damaged else None)
+        write_summary(ledger, {"complete": False} if lost else None)
     trials, finalists = len(ledger.trials), len(ledger.finalists)
     found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyses are recorded")
     found.append("config.yaml, tables, study, plot and summary are made again from them")
@@ -67,7 +67,7 @@ def _repair(folder: Path) -> Iterator[str]:
         try:
             read_table(path)
         except DamagedFileError:
-            yield f"set aside: {_set_aside(path, folder)} is damaged"
+            yield f"damaged: {_set_aside(path, folder)}, which is made again"
 
 
 def _what_is_wrong(finalist: Path) -> str | None:

@@ -16,7 +16,7 @@ from orchestrator.cluster import check_capacity, connect
 from orchestrator.errors import UserError
 from orchestrator.extension import extended
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
-from orchestrator.ledger import Ledger, is_run
+from orchestrator.ledger import Ledger, is_run, remove_abandoned
 from orchestrator.output_folder import check_new_folder
 from orchestrator.ownership import check_free, owned
 from orchestrator.plain_text import print_plain
@@ -107,6 +107,8 @@ def _own(folder: Path, config: SweepConfig, session: ExitStack) -> Ledger:
         folder.mkdir(parents=True, exist_ok=True)
         session.enter_context(owned(folder))
     except OSError as error:
+        if is_run(folder):
+            raise
         raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
     return Ledger.load(folder) if is_run(folder) else Ledger.create(folder, config)
 
@@ -150,6 +152,8 @@ class _Ending:
                 "git_revision": self._revision,
             }
             write_summary(ledger, session)
+            if complete:
+                remove_abandoned(ledger.folder)
             mark_stage(ledger.folder, "complete" if complete else "interrupted" if interrupted else "crashed")
             if not self._quiet:
                 show_results(ledger, self._console)

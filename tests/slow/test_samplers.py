@@ -1,12 +1,14 @@
-"""Five hundred proposals of every sampler over the shipped Pareto space."""
+"""Five hundred proposals of every sampler over the shipped Pareto space, and breaks in the middle of a search."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from lsmha.config import ModelConfig
+from orchestrator.search_space import Point
 from orchestrator.stages import build_space
 from orchestrator.study import ProposalStudy
 from orchestrator.sweep_config import SearchConfig
@@ -38,3 +40,32 @@ def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
             latency = 1 + model.depth - 0.8 * model.num_conv_blocks + 0.01 * model.num_heads
             study.tell(number, {"val_accuracy": accuracy, "latency_ms": latency})
     assert len(seen) == PROPOSALS
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "grid"])
+def test_a_search_goes_on_after_a_break_as_without_one(sampler: str, seed: int) -> None:
+    config = load_sweep_config(PARETO)
+    space = build_space(config)
+    waves = 6 if sampler == "gp" else 12
+
+    def go(again: list[list[Point]]) -> list[list[Point]]:
+        search = SearchConfig(sampler=sampler, num_trials=100, startup_trials=8)
+        study = ProposalStudy(space, search, config.objectives, seed=seed)
+        proposed = []
+        for number in range(waves):
+            before = again[number] if number < len(again) else [None] * 4
+            proposals = [study.ask(again=point) for point in before]
+            for proposal in proposals:
+                model = proposal.model
+                accuracy = 0.5 + 0.05 * model.depth - 0.02 * model.num_conv_blocks
+                latency = 1 + model.depth - 0.8 * model.num_conv_blocks + 0.01 * model.num_heads
+                failed = proposal.number % 7 == 3
+                study.tell(proposal.number, None if failed else {"val_accuracy": accuracy, "latency_ms": latency})
+            proposed.append([proposal.point for proposal in proposals])
+        return proposed
+
+    whole = go([])
+    for stop in (3, 5) if sampler == "gp" else range(1, waves):
+        assert go(json.loads(json.dumps(whole[:stop]))) == whole, stop

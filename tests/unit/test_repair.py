@@ -204,7 +204,7 @@ def test_a_damaged_checkpoint_leaves_the_one_before(ledger: Ledger) -> None:
 def test_a_damaged_table_is_made_again(ledger: Ledger) -> None:
     whole = pd.read_parquet(ledger.folder / "trials.parquet")
     flip(ledger.folder / "trials.parquet")
-    assert repaired(ledger.folder)[0] == "set aside: trials.parquet is damaged"
+    assert repaired(ledger.folder)[0] == "damaged: trials.parquet, which is made again"
     pd.testing.assert_frame_equal(pd.read_parquet(ledger.folder / "trials.parquet"), whole)
     assert (ledger.folder / "damaged" / "trials.parquet").is_file()
 

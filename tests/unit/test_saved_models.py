@@ -135,14 +135,15 @@ def test_weights_without_a_seal_are_taken(tiny: Dataset, tmp_path: Path) -> None
     assert_same_bits(dict(load_model(tmp_path).state_dict()), weights)
 
 
-def test_each_flipped_bit_of_logits_is_refused_or_does_no_harm(tiny: Dataset, tmp_path: Path) -> None:
+def test_a_flipped_bit_of_logits_is_refused_or_does_no_harm(tiny: Dataset, tmp_path: Path) -> None:
     save_logits(CCT(tiny_model()), tmp_path, "test", dataset=tiny, device=CPU)
     path = logits_path(tmp_path, "test")
     content = path.read_bytes()
     whole = load_logits(tmp_path, "test")
     assert whole.fingerprint == tiny.fingerprint
     refused = harmless = 0
-    for place in range(8 * len(content)):
+    places = range(0, 8 * len(content), 7)  # of every eight bytes, each bit of another one
+    for place in places:
         damaged = bytearray(content)
         damaged[place // 8] ^= 1 << place % 8
         path.write_bytes(damaged)
@@ -152,5 +153,5 @@ def test_each_flipped_bit_of_logits_is_refused_or_does_no_harm(tiny: Dataset, tm
             refused += str(path) in str(error)
         else:
             harmless += 1
-    assert refused + harmless == 8 * len(content)
-    assert harmless <= 8 * 77, "only the seal itself may go unnoticed"
+    assert refused + harmless == len(places)
+    assert harmless <= 8 * 77 / 7 + 1, "only the seal itself may go unnoticed"

@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.models import model_cost
+from orchestrator import study as study_module
 from orchestrator.errors import UserError
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import build_space
@@ -58,10 +59,10 @@ def pareto_space() -> SearchSpace:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
 def test_proposals_are_valid_and_distinct(pareto_space: SearchSpace, sampler: str) -> None:
-    search = SearchConfig(sampler=sampler, num_trials=120)
-    proposals = run(ProposalStudy(pareto_space, search, OBJECTIVES, seed=0), 120)
-    assert [proposal.number for proposal in proposals] == list(range(120))
-    assert len(set(architectures(proposals))) == 120
+    search = SearchConfig(sampler=sampler, num_trials=60)
+    proposals = run(ProposalStudy(pareto_space, search, OBJECTIVES, seed=0), 60)
+    assert [proposal.number for proposal in proposals] == list(range(60))
+    assert len(set(architectures(proposals))) == 60
     for proposal in proposals:
         model = ModelConfig.model_validate(proposal.model.model_dump())
         assert model.canonical() == pareto_space.build(proposal.point)[0].canonical()
@@ -213,3 +214,19 @@ def test_same_seed_same_proposals_of_gp() -> None:
         return [proposal.point for proposal in run(study, 8)]
 
     assert points() == points()
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp"])
+def test_old_trials_off_the_front_are_forgotten(sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_module, "MEMORY", 6)
+    study = study_of({"learning_rate": FloatRange(low=1e-4, high=1e-2)}, sampler=sampler, num_trials=40)
+    best = study.ask()
+    study.tell(best.number, {"val_accuracy": 1.0, "latency_ms": 0.1})
+    for number in range(1, 31):
+        proposal = study.ask()
+        assert proposal.number == number
+        study.tell(number, {"val_accuracy": 0.5, "latency_ms": 1.0 + number})
+    known = study._study.get_trials(deepcopy=False)
+    assert 6 < len(known) < 12
+    assert [1.0, 0.1] in [trial.values for trial in known]
+    assert known[-1].values == [0.5, 31.0]

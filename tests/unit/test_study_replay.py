@@ -102,10 +102,6 @@ def test_after_a_break_the_search_is_where_it_was(sampler: str, space: dict[str,
     check_every_break(sampler, seed=seed, space=space, waves=5)
 
 
-def test_after_a_break_a_gaussian_process_is_where_it_was() -> None:
-    check_every_break("gp", seed=0, space=SPACE, waves=2)
-
-
 def test_a_break_after_a_break() -> None:
     whole = go(study_of("tpe"), 5)
     proposed: list[list[Point]] = []

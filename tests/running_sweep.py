@@ -1,0 +1,315 @@
+"""Sweeps in processes of their own, and what must hold whatever happened to them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import optuna
+from faults import Fault
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+from ruamel.yaml import YAML
+from safetensors.torch import load_file
+from tiny_data import assert_same_bits
+
+from lsmha.checksums import check_seal
+from lsmha.tables import read_table
+from orchestrator.record_files import Record, read_record
+
+SWEEP = {
+    "name": "faults",
+    "data": {"name": "digits", "max_train_images": 200},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0},
+    "train": {"epochs": 8, "batch_size": 20, "precision": "fp32"},
+    "space": {
+        "num_heads": [1, 2, 4, 8],
+        "depth": [1, 2, 3],
+        "learning_rate": {"low": 0.0003, "high": 0.01, "log": True},
+    },
+    # Nothing depends on a measured time, so the same seed gives the same sweep.
+    "objectives": [
+        {"metric": "val_accuracy", "direction": "maximize"},
+        {"metric": "params", "direction": "minimize"},
+    ],
+    "search": {"sampler": "tpe", "num_trials": 8, "wave_size": 4},
+    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0},
+    "finalists": {"max_finalists": 0, "seeds": [0]},
+    "committees": {"resamples": 100},
+}
+"""Eight trials of about a second, of which the last four are proposed from what the first ones gave."""
+
+WITH_FINALISTS = {"finalists": {"max_finalists": 2, "seeds": [0]}}
+"""Sections for SWEEP that let it go through all stages."""
+
+_forkserver = multiprocessing.get_context("forkserver")
+_forkserver.set_forkserver_preload(["orchestrator.run", "orchestrator.repair", "orchestrator.status"])
+
+
+class Reference(NamedTuple):
+    """An undisturbed run."""
+
+    run: Path
+    seconds: float
+    """From the start of its session to the end."""
+
+
+class Ended(NamedTuple):
+    """How a session ended."""
+
+    code: int
+    output: str
+    errors: str
+
+
+class Session:
+    """A command of `lsmha-sweep` in a process of its own, forked where everything is imported already."""
+
+    def __init__(self, *arguments: Any, log: Path, address: str, fault: Fault | None = None) -> None:
+        self._files = log.with_suffix(".out"), log.with_suffix(".err")
+        self.process = _forkserver.Process(
+            target=_command, args=([str(one) for one in arguments], self._files, address, fault)
+        )
+        self.process.start()
+
+    def output(self) -> str:
+        """All that it has said so far."""
+        return "".join(file.read_text() for file in self._files if file.exists())
+
+    def wait(self, seconds: float = 120) -> Ended:
+        self.process.join(seconds)
+        if self.process.exitcode is None:
+            self.process.kill()
+            raise AssertionError(f"still running after {seconds} s:\n{self.output()}")
+        return Ended(self.process.exitcode, *(file.read_text() for file in self._files))
+
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        """Wait while the session runs; returns what the condition found."""
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert self.process.is_alive(), self.output()
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.02)
+        return found
+
+
+def _command(arguments: list[str], files: tuple[Path, Path], address: str, fault: Fault | None) -> None:
+    from orchestrator import cli
+
+    os.setsid()
+    for descriptor, file in zip((1, 2), files, strict=True):
+        os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
+    os.environ["RAY_ADDRESS"] = address
+    sys.argv = [cli.__file__, *arguments]
+    if fault is not None:
+        fault.install_in_driver()
+    cli.main()
+
+
+class Sweep:
+    """A sweep's YAML, its run folder (`run`, or one beside it), and sessions of it on the cluster at `address`."""
+
+    def __init__(self, folder: Path, address: str, *, run: Path | None = None, **sections: Any) -> None:
+        self.spec, self.run = write_spec(folder / "space.yaml", **sections), run or folder / "run"
+        self._logs = (folder / f"session-{number}" for number in count())
+        self._address = address
+
+    def start(self, *arguments: Any, fault: Fault | None = None) -> Session:
+        """Start a command; by default, the run."""
+        return Session(*(arguments or self.again("run")), log=next(self._logs), address=self._address, fault=fault)
+
+    def do(self, *arguments: Any, fault: Fault | None = None) -> Ended:
+        """Do a command to its end, whatever that is; by default, the run."""
+        return self.start(*arguments, fault=fault).wait()
+
+    def complete(self, *arguments: Any) -> str:
+        """Do a command (by default, the run) that must succeed; returns what it said."""
+        ended = self.do(*arguments)
+        assert ended.code == 0, ended
+        return ended.output
+
+    def again(self, command: str) -> list[Any]:
+        """The arguments that go on with the run by one of the two commands that do so."""
+        return ["run", self.spec, "--out", self.run] if command == "run" else ["resume", self.run]
+
+    def copy_of(self, run: Path) -> None:
+        """Take over a run."""
+        shutil.copytree(run, self.run)
+
+    def records(self, kind: str = "trials") -> dict[str, Record]:
+        """Readable records by name."""
+        return records(self.run, kind)
+
+    def file_of(self, name: str, kind: str = "trials") -> Path:
+        """The file of a record."""
+        (path,) = (self.run / "records" / kind).glob(f"{name}-*.json")
+        return path
+
+
+class RunningSweep:
+    """A sweep as a user starts it, on a cluster of its own."""
+
+    def __init__(self, folder: Path, **sections: Any) -> None:
+        spec = write_spec(folder / "space.yaml", **sections)
+        self.folder = folder / "run"
+        self._mark = f"SWEEP_MARK={folder}"
+        self._output = (folder / "output").open("w+")
+        command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec), "--out", str(self.folder)]
+        self.process = subprocess.Popen(
+            [*command, "--address", "local"],
+            env={**os.environ, "SWEEP_MARK": str(folder)},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+    def output(self) -> str:
+        self._output.seek(0)
+        return self._output.read()
+
+    def records(self) -> dict[str, Record]:
+        return records(self.folder, "trials")
+
+    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := condition()):
+            assert time.monotonic() < deadline, self.output()
+            time.sleep(0.1)
+        return found
+
+    def processes(self, title: str = "") -> list[int]:
+        """Ids of the live processes of this sweep, its Ray cluster included, with `title` in their command line."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if self._mark.encode() in environment.split(b"\0") and title.encode() in command:
+                found.append(int(process.name))
+        return found
+
+
+def write_spec(path: Path, **sections: Any) -> Path:
+    """SWEEP, with the sections given replaced, as a sweep's YAML."""
+    with path.open("w") as file:
+        YAML(typ="safe", pure=True).dump({**SWEEP, **sections}, file)
+    return path
+
+
+def records(run: Path, kind: str) -> dict[str, Record]:
+    """Records by name, each whole and there once."""
+    found: dict[str, Record] = {}
+    for path in sorted((run / "records" / kind).glob("[!.]*.json")):
+        record = read_record(path)
+        assert record.name not in found, f"{record.name} is recorded twice"
+        found[record.name] = record
+    return found
+
+
+def snapshot(folder: Path) -> dict[Path, bytes | None]:
+    """Contents of files by path; None for folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def flip_bit(file: Path, seed: int) -> None:
+    """Damage a file by one bit of a random byte."""
+    content = bytearray(file.read_bytes())
+    moments = random.Random(seed)
+    content[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
+    file.write_bytes(content)
+
+
+def own_processes(title: str) -> list[int]:
+    """Ids of the live processes with that in their title that this process, or a child of it, started."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if title.encode() in (process / "cmdline").read_bytes() and os.getpid() in _ancestors(int(process.name)):
+                found.append(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+def _ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        # The name, in parentheses, may hold anything.
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        found.append(process)
+    return found
+
+
+def table(run: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of an intact table."""
+    return read_table(run / f"{name}.parquet").to_pylist()
+
+
+def assert_refused(ended: Ended, code: int, *words: str) -> None:
+    """It ended with that code and one line, which has those words."""
+    assert ended.code == code, ended
+    (line,) = ended.errors.splitlines()
+    for word in ("error: ", *words):
+        assert word in line
+    assert "Traceback" not in ended.output
+
+
+def assert_nothing_lost(run: Path, reference: Path) -> None:
+    """Every trial and finalist of the undisturbed run is there, once, with its result; there is no other, nor a trace.
+
+    And all that follows from them says so: tables, front, study, summary.
+    """
+    for kind in ("trials", "finalists"):
+        assert _results(run, kind) == _results(reference, kind)
+        assert [row["id"] for row in table(run, kind)] == list(records(reference, kind))
+    assert _front(run) == _front(reference)
+    assert _curves(run) == _curves(reference)
+    assert_study_holds(run)
+    summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (run, reference))
+    assert summary["complete"] is True
+    for name in ("trials", "finalist_runs", "front", "analyses", "hypervolume"):
+        assert summary[name] == expected[name]
+    for name in records(reference, "finalists"):
+        for file in ("model", "val_logits", "test_logits"):
+            path = Path("finalists", name, f"{file}.safetensors")
+            check_seal(run / path)
+            # Not byte by byte: metadata come in any order.
+            assert_same_bits(load_file(run / path), load_file(reference / path))
+    for kind in ("analyses", "committees"):
+        assert records(run, kind).keys() == records(reference, kind).keys()
+    assert list((run / "checkpoints").glob("[!.]*")) == []
+
+
+def assert_study_holds(run: Path) -> None:
+    """The study has each recorded trial once, and no other."""
+    study = optuna.load_study(
+        study_name=SWEEP["name"], storage=JournalStorage(JournalFileBackend(str(run / "study.journal")))
+    )
+    states = {"completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    recorded = [(name, states[record.content["status"]]) for name, record in records(run, "trials").items()]
+    assert [(trial.user_attrs["id"], trial.state) for trial in study.trials] == recorded
+
+
+def _results(run: Path, kind: str) -> list[tuple[Any, ...]]:
+    names = ("id", "status", "point", "epochs", "val_accuracy", "val_loss", "test_accuracy", "test_loss", "error")
+    return [tuple(record.content[name] for name in names) for record in records(run, kind).values()]
+
+
+def _front(run: Path) -> list[tuple[Any, ...]]:
+    return [(row["id"], row["val_accuracy"], row["params"]) for row in table(run, "front")]
+
+
+def _curves(run: Path) -> list[tuple[Any, ...]]:
+    return [tuple(row[name] for name in ("id", "epoch", "train_loss", "val_accuracy")) for row in table(run, "curves")]

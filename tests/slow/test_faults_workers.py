@@ -1,0 +1,121 @@
+"""Training processes that die, and trials whose metrics are none."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from faults import Fault, Kill, Phase
+from running_sweep import (
+    Reference,
+    Sweep,
+    assert_nothing_lost,
+    assert_study_holds,
+    own_processes,
+    table,
+)
+
+from lsmha.training.checkpoints import load_state
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("file", "phase", "count"),
+    [
+        (r"/t\d+\.pt$", "half written", 2),
+        (r"/t\d+\.previous\.pt$", "after the rename", 1),
+        (r"/t\d+\.pt$", "after the rename", 8),
+    ],
+    ids=["within a checkpoint", "between its two renames", "after the last one"],
+)
+def test_a_worker_killed_while_it_saves(
+    file: str, phase: Phase, count: int, sweep: Callable[..., Sweep], reference: Reference, tmp_path: Path
+) -> None:
+    struck = tmp_path / "struck"
+    survivor = sweep()
+    ended = survivor.do(fault=Fault(Kill(file, phase, count, writer_only=True, once=struck)))
+    assert struck.exists()
+    assert ended.code == 0, ended
+    assert_nothing_lost(survivor.run, reference.run)
+
+
+@pytest.mark.timeout(300)
+def test_a_worker_killed_from_outside(sweep: Callable[..., Sweep], reference: Reference) -> None:
+    survivor = sweep()
+    session = survivor.start()
+    session.wait_until(lambda: list((survivor.run / "checkpoints").glob("t*.pt")))
+    for process in own_processes("ray::crew"):
+        os.kill(process, signal.SIGKILL)
+    ended = session.wait()
+    assert ended.code == 0, ended
+    assert_nothing_lost(survivor.run, reference.run)
+
+
+@pytest.mark.timeout(400)
+def test_a_killed_rank_or_controller_costs_no_epoch(sweep: Callable[..., Sweep]) -> None:
+    epochs = 60
+    ranks = sweep(
+        train={"epochs": epochs, "batch_size": 20, "precision": "fp32"},
+        search={"sampler": "grid", "num_trials": 2, "wave_size": 2},
+        space={"depth": [1, 2]},
+        resources={"workers_per_trial": 2, "cpus_per_trial": 2},
+    )
+    session = ranks.start()
+    before = {}
+    for trial, title in (("t0000", "RayTrainWorker"), ("t0001", "TrainController")):
+        checkpoint = ranks.run / "checkpoints" / f"{trial}.pt"
+        session.wait_until(checkpoint.exists)
+        *_, process = session.wait_until(lambda title=title: own_processes(title))
+        os.kill(process, signal.SIGKILL)
+        state, _ = load_state(checkpoint, map_location="cpu")
+        before[trial] = state["history"]
+        assert 1 <= len(state["history"]) < epochs
+    ended = session.wait(200)
+    assert ended.code == 0, ended
+    found = ranks.records()
+    assert list(found) == ["t0000", "t0001"]
+    for trial, history in before.items():
+        content = found[trial].content
+        assert content["status"] == "completed"
+        assert [epoch["epoch"] for epoch in content["curve"]] == list(range(1, epochs + 1))
+        # The wall times of the first epochs are those from before: they were not trained again.
+        assert content["curve"][: len(history)] == history
+    assert len(table(ranks.run, "curves")) == 2 * epochs
+    assert_study_holds(ranks.run)
+
+
+@pytest.mark.timeout(300)
+def test_a_trial_without_a_result_fails_alone(sweep: Callable[..., Sweep]) -> None:
+    reasons = {
+        "nan": r"val_accuracy must be a finite number, but got nan",
+        "inf": r"val_accuracy must be a finite number, but got inf",
+        "string": r"val_accuracy must be a finite number, but got 'a string'",
+        "missing": r"val_accuracy must be a finite number, but got None",
+        "exception": r"nothing ever goes well \(tried 3 times\)",
+        "kill": r"(?i)worker.*died.* \(tried 3 times\)",
+    }
+    spoilt = {f"t{number:04d}": kind for number, kind in enumerate(reasons, 1)}
+    partial = sweep()
+    ended = partial.do(fault=Fault(spoilt=spoilt))
+    assert ended.code == 0, ended
+    assert "Traceback" not in ended.output + ended.errors
+    found = {name: record.content for name, record in partial.records().items()}
+    assert list(found) == [f"t{number:04d}" for number in range(8)]
+    status = partial.complete("status", partial.run)
+    for name, content in found.items():
+        kind = spoilt.get(name)
+        assert content["status"] == ("failed" if kind else "completed"), content["error"]
+        if kind is not None:
+            assert re.search(reasons[kind], content["error"]), (kind, content["error"])
+            assert "\n" not in content["error"]
+            assert f"{name} failed: {content['error']}" in status
+    assert {row["id"] for row in table(partial.run, "front")} <= found.keys() - spoilt.keys()
+    assert_study_holds(partial.run)
+
+    files = {name: partial.file_of(name).read_bytes() for name in found}
+    partial.complete(*partial.again("resume"))
+    assert {name: partial.file_of(name).read_bytes() for name in found} == files
