@@ -113,7 +113,7 @@ def test_process_is_left_as_found(monkeypatch: pytest.MonkeyPatch, fails: bool) 
     monkeypatch.setattr(latency_module, "_timed_pass", timed_pass)
     before = torch.get_num_threads()
     random_state = torch.get_rng_state()
-    latency = LatencyConfig(threads=before + 1, warmup_s=0, min_iterations=3)
+    latency = LatencyConfig(threads=before + 1, warmup_s=0, min_iterations=3, max_seconds=1e-6)
     if fails:
         with pytest.raises(RuntimeError, match="out of memory"):
             measure_latency(SMALL, latency, device=CPU)
@@ -160,7 +160,9 @@ def test_weights_and_images_have_the_asked_type(
 
     monkeypatch.setattr(latency_module, "_timed_pass", timed_pass)
     config = ModelConfig.model_validate({**SMALL.model_dump(), "num_conv_blocks": num_conv_blocks})
-    latency = LatencyConfig.model_validate({"batch_sizes": [3], "dtype": dtype, "warmup_s": 0.0, "min_iterations": 3})
+    latency = LatencyConfig.model_validate(
+        {"batch_sizes": [3], "dtype": dtype, "warmup_s": 0.0, "min_iterations": 3, "max_seconds": 1e-6}
+    )
     (row,) = measure_latency(config, latency, device=CPU)
     assert row.dtype == dtype
     assert seen == {(expected, expected, expected)}

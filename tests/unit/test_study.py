@@ -59,10 +59,10 @@ def pareto_space() -> SearchSpace:
 
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "random", "grid"])
 def test_proposals_are_valid_and_distinct(pareto_space: SearchSpace, sampler: str) -> None:
-    search = SearchConfig(sampler=sampler, num_trials=60)
-    proposals = run(ProposalStudy(pareto_space, search, OBJECTIVES, seed=0), 60)
-    assert [proposal.number for proposal in proposals] == list(range(60))
-    assert len(set(architectures(proposals))) == 60
+    search = SearchConfig(sampler=sampler, num_trials=40)
+    proposals = run(ProposalStudy(pareto_space, search, OBJECTIVES, seed=0), 40)
+    assert [proposal.number for proposal in proposals] == list(range(40))
+    assert len(set(architectures(proposals))) == 40
     for proposal in proposals:
         model = ModelConfig.model_validate(proposal.model.model_dump())
         assert model.canonical() == pareto_space.build(proposal.point)[0].canonical()

@@ -90,7 +90,7 @@ def check_every_break(sampler: str, *, seed: int, space: dict[str, Any], waves: 
         assert go(study, waves, again=stored(whole[:stop])) == whole, stop
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     ("sampler", "space"),
     [
