@@ -82,7 +82,7 @@ class Origin:
     data: str
     """`Dataset.digest()`."""
     recipe_version: int
-    """`lsmha.training.RECIPE_VERSION`."""
+    """`lsmha.config.RECIPE_VERSION`."""
 
     @property
     def key(self) -> str:

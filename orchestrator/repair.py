@@ -9,13 +9,12 @@ from rich.console import Console
 
 from lsmha.checksums import DamagedFileError, read_sealed
 from lsmha.tables import read_table
+from orchestrator.derived_files import write_derived_files
 from orchestrator.ledger import Ledger, remove_abandoned
 from orchestrator.ownership import owned
 from orchestrator.plain_text import print_plain
-from orchestrator.report import plot_front, write_summary
 from orchestrator.status import mark_stage
 from orchestrator.storage_errors import storage_errors_in_one_line
-from orchestrator.study_export import write_study
 
 
 def repair_run(folder: Path, console: Console) -> None:
@@ -36,10 +35,7 @@ def repair_run(folder: Path, console: Console) -> None:
             mark_stage(folder, "interrupted")
         ledger = Ledger.load(folder)
         ledger.write_config(ledger.config)
-        ledger.write_tables()
-        write_study(ledger, ledger.folder / "study.journal")
-        plot_front(ledger, ledger.folder / "front.png")
-        write_summary(ledger, {"complete": False} if lost else None)
+        write_derived_files(ledger, {"complete": False} if lost else None)
     trials, finalists = len(ledger.trials), len(ledger.finalists)
     found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyses are recorded")
     found.append("config.yaml, tables, study, plot and summary are made again from them")

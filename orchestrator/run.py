@@ -13,6 +13,7 @@ from rich.console import Console
 from lsmha.config import RECIPE_VERSION
 from lsmha.data import Dataset
 from orchestrator.cluster import check_capacity, connect
+from orchestrator.derived_files import write_derived_files
 from orchestrator.errors import UserError
 from orchestrator.extension import extended
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
@@ -24,12 +25,11 @@ from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
 from orchestrator.provenance import git_revision, hardware, versions
 from orchestrator.records import Origin
-from orchestrator.report import front_table, plot_front, show_results, write_summary
+from orchestrator.report import front_table, show_results
 from orchestrator.search_space import SearchSpace
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
 from orchestrator.status import mark_stage
 from orchestrator.storage_errors import storage_error_in, storage_errors_in_one_line
-from orchestrator.study_export import write_study
 from orchestrator.sweep_config import SweepConfig
 
 
@@ -140,9 +140,6 @@ class _Ending:
                 return
             self._written = True
             ledger = self._ledger
-            ledger.write_tables()
-            write_study(ledger, ledger.folder / "study.journal")
-            plot_front(ledger, ledger.folder / "front.png")
             session = {
                 "complete": complete,
                 "wall_seconds": time.monotonic() - self._started,
@@ -151,7 +148,7 @@ class _Ending:
                 "versions": versions(),
                 "git_revision": self._revision,
             }
-            write_summary(ledger, session)
+            write_derived_files(ledger, session)
             if complete:
                 remove_abandoned(ledger.folder)
             mark_stage(ledger.folder, "complete" if complete else "interrupted" if interrupted else "crashed")

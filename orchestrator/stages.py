@@ -149,7 +149,8 @@ class _Recorder:
 class Sweep:
     """One run of the stages over a ledger, on a cluster that Ray is connected to.
 
-    Each stage does what the ledger does not have yet, so a sweep goes on after a break by going through them again.
+    Each stage does what the ledger, in which a session has begun, does not have yet. So a sweep goes on after a break
+    by going through them again.
     """
 
     def __init__(
@@ -163,7 +164,8 @@ class Sweep:
     ) -> None:
         self.config, self.space, self.ledger = config, space, ledger
         self.capacity, self.progress = capacity, progress
-        self._data = dataset.digest()
+        assert ledger.origin is not None
+        self._data = ledger.origin.data
         self._arrays = ray.put(dataset.to_arrays())
         self._crews = Crews(self._arrays, storage=ledger.folder / "ray")
         self._tables_due = time.monotonic()

@@ -27,11 +27,6 @@ def checkpoint_files(path: Path) -> tuple[Path, Path]:
     return path, path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def has_checkpoint(path: Path) -> bool:
-    """Whether there is a file to go on from, damaged or not."""
-    return any(file.exists() for file in checkpoint_files(path))
-
-
 def remove_checkpoint(path: Path) -> None:
     """Remove all files of a checkpoint that there are."""
     for file in checkpoint_files(path):

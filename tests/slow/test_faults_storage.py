@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from broken_storage import fill, mount, mounted
 from running_sweep import Reference, Sweep, assert_nothing_lost, assert_refused
-
-
-def mount(*arguments: str | Path) -> None:
-    try:
-        subprocess.run(["mount", *arguments], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"nothing can be mounted here: {error}")
-
-
-@contextmanager
-def mounted(folder: Path, *arguments: str | Path) -> Iterator[None]:
-    mount(*arguments, folder)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @contextmanager
 def full(run: Path) -> Iterator[None]:
     filler = run.with_name("filler")
-    # Unbuffered, so that the last pages are taken too.
-    with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        file.writelines([bytes(4096)] * 10_000)
+    fill(filler)
     yield
     filler.unlink()
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from broken_storage import fill, mounted
 from conftest import snapshot
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
@@ -45,20 +46,12 @@ def storage(tmp_path: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
     folder = tmp_path / "storage"
     folder.mkdir()
-    try:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"no file system can be mounted here: {error}")
-    try:
+    with mounted(folder, "-t", "tmpfs", "-o", "size=1m", "tmpfs"):
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def _fill(storage: Path) -> None:
-    # Unbuffered, so that the last pages are taken too.
-    with (storage / "filler").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
-        file.writelines([bytes(4096)] * 1024)
+    fill(storage / "filler")
 
 
 def _make_read_only(storage: Path) -> None:
