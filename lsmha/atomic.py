@@ -7,6 +7,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from lsmha.paths import is_remote
 
 
 @contextmanager
@@ -15,14 +19,20 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
 
     Whatever kills the process, readers see the old file or the new one, never a part. When the block raises, the
     temporary file is removed and `path` stays as it was. With `previous`, the old file is renamed to that first, and a
-    kill between the two leaves it there alone.
+    kill between the two leaves it there alone. For an object store the temporary is on this machine; it is uploaded as
+    one object, and the old one copied before.
 
     Raises:
-        OSError: The storage is full, read-only or gone. Only the folder of `path` itself is made where it is missing:
-            the tree of a run that was moved away is not begun anew.
+        OSError: The storage is full, read-only or gone, or there is no folder for `path`: the tree of a run that was
+            moved away is not begun anew.
     """
+    if is_remote(path):
+        with TemporaryDirectory(prefix="lsmha-") as folder:
+            upload = Path(folder, Path(str(path)).name)
+            yield upload
+            _put(path, upload.read_bytes(), previous)
+        return
     path = Path(path)
-    path.parent.mkdir(exist_ok=True)
     # The suffix stays last: writers that look at it (matplotlib, numpy) behave as for the real name.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -34,22 +44,25 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
                 os.replace(path, previous)
         os.replace(temporary, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename is None:
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
             error.filename = str(path)  # a write to a full disk does not say where
         with suppress(OSError):  # whatever keeps it there, the first error is the one to tell
             temporary.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    parent = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the rename itself
+        os.fsync(parent)  # the rename itself
     finally:
-        os.close(folder)
+        os.close(parent)
 
 
 def atomic_write_bytes(
     path: str | os.PathLike[str], content: bytes, *, previous: str | os.PathLike[str] | None = None
 ) -> None:
     """Replace the file at `path` with `content`, as `atomic_path` does."""
+    if is_remote(path):
+        _put(path, content, previous)
+        return
     with atomic_path(path, previous=previous) as temporary:
         temporary.write_bytes(content)
 
@@ -57,6 +70,13 @@ def atomic_write_bytes(
 def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
     """Replace the file at `path` with `text` (UTF-8), as `atomic_path` does."""
     atomic_write_bytes(path, text.encode())
+
+
+def _put(path: Any, content: bytes, previous: Any) -> None:
+    if previous is not None:
+        with suppress(FileNotFoundError):
+            path.copy_to(previous)
+    path.write_bytes(content)
 
 
 def abandoned_temporaries(folder: Path) -> list[Path]:

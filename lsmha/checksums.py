@@ -39,20 +39,30 @@ def read_sealed(path: Path) -> bytes:
     Raises:
         DamagedFileError: It is not what was written, or never had a seal.
     """
-    content = path.read_bytes()
-    if not _is_intact(content):
-        raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one that it was written with")
-    return content
+    return sealed(path.read_bytes(), path)
 
 
-def check_seal(path: Path) -> None:
+def check_seal(path: Path) -> bytes:
     """Refuse a file that does not fit its seal; one without a seal, written by other means, passes.
+
+    Returns what it holds.
 
     Raises:
         DamagedFileError: It is not what was written.
     """
-    if _is_intact(path.read_bytes()) is False:
+    return sealed(path.read_bytes(), path, required=False)
+
+
+def sealed(content: bytes, path: Path, *, required: bool = True) -> bytes:
+    """The content that was read from `path`, if it is intact.
+
+    Raises:
+        DamagedFileError: It is not what was written, or, where one is `required`, never had a seal.
+    """
+    intact = _is_intact(content)
+    if intact is False or (required and intact is None):
         raise DamagedFileError(f"{path} is damaged: its SHA-256 is not the one that it was written with")
+    return content
 
 
 def _is_intact(content: bytes) -> bool | None:

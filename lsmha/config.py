@@ -157,7 +157,8 @@ class DataConfig(Config):
     path: str | None = None
     """Folder of the data set: the download folder (torchvision sets; default `~/.cache/lsmha-sweep/data`), the root
     with `train/` and `test/` folders of one folder per label (`imagefolder`), or the folder or file glob of
-    Hugging Face style Parquet files with `train*` and `test*` (or `validation*`) in their names (`parquet`)."""
+    Hugging Face style Parquet files with `train*` and `test*` (or `validation*`) in their names (`parquet`), which may
+    be on an object store (`s3://`, `gs://`)."""
     download: bool = True
     """Whether a torchvision set may be downloaded when it is not under `path`."""
     img_size: int | None = Field(None, ge=4, le=1024)
@@ -243,6 +244,9 @@ class LatencyConfig(Config):
     """Data type of weights and images."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to time on; `auto` is the device that trials train on."""
+    device_name: str | None = None
+    """Maker's name of the device, such as "NVIDIA A10G", for clusters with several kinds: only such ones are measured
+    on. By default the kind that the run's first measurement came from."""
     threads: int = Field(1, ge=1)
     """CPU threads (CPU only)."""
     warmup_s: float = Field(0.2, ge=0)

@@ -17,7 +17,9 @@ from lsmha.data import Dataset
 from lsmha.training.saved import load_checkpoint, load_data_description
 from orchestrator.analysis_report import analysis_table
 from orchestrator.analysis_stage import AnalysisJob, analyse_checkpoint, analyse_finalists
-from orchestrator.cluster import check_task, connect
+from orchestrator.capacity import check_task
+from orchestrator.cluster import connect
+from orchestrator.cluster_loss import ends_if_cluster_is_lost
 from orchestrator.errors import UserError, describe_validation_error, report_failures
 from orchestrator.existing_run import open_run
 from orchestrator.interrupts import interrupts_as_exceptions
@@ -116,7 +118,7 @@ def analyze_checkpoint(
     folder.parent.mkdir(parents=True, exist_ok=True)
     cpus, gpus = settings.cpus_per_task or 1, settings.gpus_per_task or 0
     job = AnalysisJob(checkpoint.stem, checkpoint.absolute(), folder.absolute(), settings.plain(), num_heads)
-    with connect(address) as capacity, interrupts_as_exceptions():
+    with connect(address) as capacity, interrupts_as_exceptions(), ends_if_cluster_is_lost("repeat the command"):
         check_task(cpus, gpus, capacity)
         with sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
             progress.stage("analysis", 1, unit="network")

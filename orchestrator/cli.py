@@ -11,9 +11,10 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.errors import UserError, describe_validation_error
+from orchestrator.errors import ClusterLostError, UserError, describe_validation_error, print_error
 from orchestrator.interrupts import Interrupted
-from orchestrator.storage_errors import StorageError
+from orchestrator.locations import location
+from orchestrator.storage_errors import StorageError, describe_storage_error, storage_error_in
 
 # Typer imports click or brings a copy of it, by version.
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -28,7 +29,8 @@ app = typer.Typer(
 )
 
 SpaceArgument = Annotated[Path, typer.Argument(metavar="SPACE.yaml", help="The sweep's YAML file.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")]
+# Folders are text here: a Path would take the scheme of a URL for a folder.
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Folder of a run, or its URL (s3://, gs://).")]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Replace one setting of the YAML; may be repeated."),
@@ -48,7 +50,10 @@ AddressOption = Annotated[
 def run(
     space: SpaceArgument,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; one of the same sweep goes on. Default: runs/<name>.")
+        str | None,
+        typer.Option(
+            help="Run folder, or its URL (s3://, gs://); one of the same sweep goes on. Default: runs/<name>."
+        ),
     ] = None,
     set_: SetOption = None,
     address: AddressOption = None,
@@ -68,7 +73,7 @@ def run(
     if dry_run:
         show_plan(config, console, address=address)
         return
-    folder = (out or Path("runs") / config.name).absolute()
+    folder = (Path("runs") / config.name if out is None else location(out, field="--out")).absolute()
     raise typer.Exit(run_sweep(config, folder, console, address=address, dashboard=dashboard, quiet=quiet))
 
 
@@ -88,9 +93,10 @@ def resume(
     from orchestrator.run import run_sweep
     from orchestrator.sweep_yaml import load_sweep_config
 
-    check_run(run)
-    config = load_sweep_config(run / "config.yaml", set_)
-    raise typer.Exit(run_sweep(config, run.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
+    folder = location(run)
+    check_run(folder)
+    config = load_sweep_config(folder / "config.yaml", set_)
+    raise typer.Exit(run_sweep(config, folder.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
 
 
 @app.command(epilog="Example: lsmha-sweep repair runs/quickstart")
@@ -98,7 +104,7 @@ def repair(run: RunArgument) -> None:
     """Check a run's files, set aside what is damaged, and make tables, study and plot again from the records."""
     from orchestrator.repair import repair_run
 
-    repair_run(run.absolute(), Console())
+    repair_run(location(run).absolute(), Console())
 
 
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
@@ -127,7 +133,7 @@ def status(run: RunArgument) -> None:
     """Say how far a run is, while it runs or after."""
     from orchestrator.status import show_status
 
-    show_status(run, Console())
+    show_status(location(run), Console())
 
 
 @app.command(epilog="Example: lsmha-sweep front runs/quickstart")
@@ -136,7 +142,7 @@ def front(run: RunArgument) -> None:
     from orchestrator.ledger import Ledger
     from orchestrator.report import show_results
 
-    show_results(Ledger.load(run), Console())
+    show_results(Ledger.load(location(run)), Console())
 
 
 @app.command(
@@ -145,7 +151,7 @@ def front(run: RunArgument) -> None:
 )
 def train(
     variant: Annotated[str, typer.Argument(metavar="VARIANT", help="Published variant, such as cct_7_3x1_32.")],
-    out: Annotated[Path, typer.Option(help="Folder for weights, curve and test logits; new or empty.")],
+    out: Annotated[str, typer.Option(help="Folder for weights, curve and test logits; new or empty; or its URL.")],
     data: Annotated[str, typer.Option(help="Name of the data set.")] = "digits",
     data_path: Annotated[str | None, typer.Option(help="Its folder or file.")] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 10,
@@ -166,8 +172,8 @@ def train(
     cpus = workers if cpus is None else cpus
     resources = {"workers_per_trial": workers, "cpus_per_trial": cpus, "gpus_per_trial": float(gpus)}
     code = train_one(
-        variant, out.absolute(), Console(), settings=settings, overrides=set_ or [], resources=resources,
-        address=address, quiet=quiet,
+        variant, location(out, field="--out").absolute(), Console(), settings=settings, overrides=set_ or [],
+        resources=resources, address=address, quiet=quiet,
     )  # fmt: skip
     raise typer.Exit(code)
 
@@ -201,11 +207,11 @@ def latency(
 )
 def analyze(
     target: Annotated[
-        Path,
+        str,
         typer.Argument(metavar="RUN|CHECKPOINT", help="Run folder, folder of a trained network, or published weights."),
     ],
     num_heads: Annotated[int | None, typer.Option(help="Heads of published weights, which do not tell.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for a checkpoint's results.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for a checkpoint's results.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set of a checkpoint.")] = None,
     data_path: Annotated[str | None, typer.Option(help="Its folder or file.")] = None,
     set_: SetOption = None,
@@ -215,14 +221,22 @@ def analyze(
     """Read out of trained networks what each head, node and filter recognises, and how clearly."""
     from orchestrator.analyze import analyze_checkpoint, analyze_run
 
-    if (target / "config.yaml").is_file():
+    network = location(target, field="RUN|CHECKPOINT")
+    if (network / "config.yaml").is_file():
         for name, value in (("--num-heads", num_heads), ("--out", out), ("--data", data), ("--data-path", data_path)):
             if value is not None:
                 raise UserError(f"{name}: only for a checkpoint, since a run knows its own, but got {str(value)!r}")
-        raise typer.Exit(analyze_run(target, set_ or [], Console(), address=address, quiet=quiet))
+        raise typer.Exit(analyze_run(network, set_ or [], Console(), address=address, quiet=quiet))
     asked = {name: value for name, value in (("name", data), ("path", data_path)) if value is not None}
     code = analyze_checkpoint(
-        target, out, set_ or [], Console(), num_heads=num_heads, data=asked, address=address, quiet=quiet
+        network,
+        None if out is None else location(out, field="--out"),
+        set_ or [],
+        Console(),
+        num_heads=num_heads,
+        data=asked,
+        address=address,
+        quiet=quiet,
     )
     raise typer.Exit(code)
 
@@ -232,14 +246,15 @@ def analyze(
     "lsmha-sweep committee runs/heads runs/cnns --out runs/heads-and-cnns"
 )
 def committee(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs over the same test set.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the committees of several runs.")] = None,
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs over the same test set.")],
+    out: Annotated[str | None, typer.Option(help="Folder for the committees of several runs.")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Form committees of the finalists from their stored logits, and say what they gain."""
     from orchestrator.committee import show_committees
 
-    raise typer.Exit(show_committees(runs, out, Console(), quiet=quiet))
+    folders, folder = [location(run) for run in runs], None if out is None else location(out, field="--out")
+    raise typer.Exit(show_committees(folders, folder, Console(), quiet=quiet))
 
 
 @app.command(
@@ -258,7 +273,7 @@ def prune(
     """Prune finalists by what their units recognise, retrain them, and compare with random pruning as sparse."""
     from orchestrator.prune import prune_run
 
-    raise typer.Exit(prune_run(run, finalist or [], set_ or [], Console(), address=address, quiet=quiet))
+    raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], Console(), address=address, quiet=quiet))
 
 
 def main() -> None:
@@ -269,8 +284,8 @@ def main() -> None:
         _fail(str(error), 2)
     except ValidationError as error:
         _fail(describe_validation_error(error), 2)
-    except StorageError as error:
-        _fail(str(error), StorageError.exit_code)
+    except (StorageError, ClusterLostError) as error:
+        _fail(str(error), error.exit_code)
     except Interrupted as signalled:
         sys.exit(signalled.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -278,6 +293,9 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, _UsageError):
             _fail(_describe_usage_error(error), 2)
+        storage_error = storage_error_in(error)
+        if storage_error is not None and "://" in str(storage_error.filename):  # a store that did not answer
+            _fail(describe_storage_error(storage_error), StorageError.exit_code)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -294,7 +312,7 @@ def _describe_usage_error(error: Any) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    print_error(message)
     sys.exit(code)
 
 

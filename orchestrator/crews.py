@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import count
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import ray
 
+from orchestrator.cluster import on_this_node
 from orchestrator.errors import describe_error
 from orchestrator.job_board import Event, JobBoard
 from orchestrator.storage_errors import storage_error_in
@@ -18,7 +20,9 @@ from orchestrator.sweep_config import ResourcesConfig
 from orchestrator.trial import TrialJob, crew_task
 
 MAX_ATTEMPTS = 3
-"""How often a job is tried whose crew fails: an exception, a killed process, a lost node."""
+"""How often a job is tried whose crew fails: an exception, a killed process."""
+MAX_LOST_NODES = 20
+"""How often it is tried besides because a node was lost: no fault of the job, unless its memory brings nodes down."""
 
 
 class JobEvents(Protocol):
@@ -54,7 +58,7 @@ class Crews:
     def __init__(self, arrays: ray.ObjectRef, *, storage: Path) -> None:
         self._arrays, self._storage = arrays, storage
         board: Any = ray.remote(JobBoard)
-        self._board = board.options(num_cpus=0).remote()
+        self._board = board.options(num_cpus=0, scheduling_strategy=on_this_node(), enable_task_events=False).remote()
         self._news = self._board.news.remote()
         session = uuid4().hex[:8]  # Ray Train would take up what another crew of the same name has left
         self._names = (f"crew-{session}-{number}" for number in count())
@@ -65,13 +69,14 @@ class Crews:
         """Train the jobs, `concurrency` at a time; blocks until each has been told as completed or failed.
 
         A job whose crew fails is begun anew, from its last epoch, `MAX_ATTEMPTS` times in all; then it is told as
-        failed, and the others go on.
+        failed, and the others go on. One whose node was lost is begun anew on another one.
 
         Raises:
             OSError: A crew found the storage full, read-only or gone. No job has failed by that.
         """
         waiting = {job.id: job.to_dict() for job in jobs}
         attempts: Counter[str] = Counter()
+        lost_nodes: Counter[str] = Counter()
         ray.get(self._board.post.remote(list(waiting.values())))
         crews = dict(self._start(resources) for _ in range(min(concurrency, len(jobs))))
         while waiting:
@@ -97,7 +102,12 @@ class Crews:
                 # A crew that fails before it has a job fails for the next in line: so that ends, too.
                 blamed = handover.job or ray.get(self._board.withdraw.remote())
                 if blamed in waiting:
-                    attempts[blamed] += 1
+                    lost = _lost_node(failure, handover.nodes)
+                    if lost and lost_nodes[blamed] < MAX_LOST_NODES:
+                        lost_nodes[blamed] += 1
+                        events.warned(blamed, f"node {lost} was lost; the run goes on elsewhere from its last epoch")
+                    else:
+                        attempts[blamed] += 1
                     if attempts[blamed] < MAX_ATTEMPTS:
                         ray.get(self._board.post.remote([waiting[blamed]], first=True))
                     else:
@@ -105,7 +115,12 @@ class Crews:
                         _tell([("failed", blamed, reason)], events, waiting)
                 if len(crews) < min(concurrency, len(waiting)):
                     crews.update([self._start(resources)])
-        ray.get(self._board.dismiss_all.remote())
+        idle = ray.get(self._board.dismiss_all.remote())
+        if resources.workers_per_trial == 1:
+            # They wait for room on nodes that did not come, or not again; the autoscaler need not look for it now.
+            for task, crew in crews.items():
+                if crew in idle:
+                    ray.cancel(task)
 
     def _start(self, resources: ResourcesConfig) -> tuple[ray.ObjectRef, str]:
         crew = next(self._names)
@@ -121,6 +136,19 @@ def _failure(crew: ray.ObjectRef) -> Exception | None:
     except ray.exceptions.RayError as error:
         return error
     return None
+
+
+def _lost_node(failure: Exception, nodes: list[str]) -> str | None:
+    """The address of one of a crew's nodes that has left the cluster; None where all are there."""
+    if isinstance(failure, ray.exceptions.RayTaskError) and failure.cause is not None and len(nodes) == 1:
+        return None  # its process lived to tell what went wrong
+    deadline = time.monotonic() + 3  # the head may learn a little later than the driver what was lost
+    while nodes and time.monotonic() < deadline:
+        for node in ray.nodes():
+            if node["NodeID"] in nodes and not node["Alive"]:
+                return node["NodeManagerAddress"]
+        time.sleep(0.2)
+    return "of a worker" if isinstance(failure, ray.exceptions.NodeDiedError) else None
 
 
 def _tell(news: Iterable[Event], events: JobEvents, waiting: dict[str, Any]) -> None:

@@ -13,13 +13,16 @@ from rich.text import Text
 
 from lsmha.data import Dataset
 from lsmha.training.logits import load_logits
-from orchestrator.cluster import check_task, connect
+from orchestrator.capacity import check_task
+from orchestrator.cluster import connect
+from orchestrator.cluster_loss import ends_if_cluster_is_lost
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.ledger import Ledger
 from orchestrator.ownership import check_free, owned
 from orchestrator.preflight import check_analysis, load_data
 from orchestrator.progress import Progress, sweep_progress
+from orchestrator.shared_storage import check_shared
 from orchestrator.storage_errors import storage_errors_in_one_line
 from orchestrator.sweep_config import SweepConfig
 from orchestrator.sweep_yaml import load_sweep_config
@@ -65,8 +68,10 @@ def open_run(
         storage_errors_in_one_line("nothing recorded is lost"),
         connect(address) as capacity,
         interrupts_as_exceptions(),
+        ends_if_cluster_is_lost("nothing recorded is lost, and the same command goes on"),
     ):
         check_task(*config.analysis_resources(), capacity)
+        check_shared(folder)
         with owned(folder), sweep_progress(console, lambda: Text(""), quiet=quiet) as progress:
             yield ExistingRun(Ledger.load(folder), config, ray.put(dataset.to_arrays()), progress)
 

@@ -18,6 +18,8 @@ class Handover(NamedTuple):
     """Events not told to the driver before, of all crews."""
     job: str | None
     """The job that it took and did not end."""
+    nodes: list[str]
+    """Ids of the nodes that its processes ran on."""
 
 
 class JobBoard:
@@ -30,6 +32,7 @@ class JobBoard:
     def __init__(self) -> None:
         self._line: deque[dict[str, Any]] = deque()
         self._enrolled: set[str] = set()
+        self._nodes: dict[str, list[str]] = {}
         self._taken: dict[str, str] = {}
         self._news: list[Event] = []
         self._has_news = asyncio.Event()
@@ -45,9 +48,15 @@ class JobBoard:
         """Let a crew take jobs."""
         self._enrolled.add(crew)
 
-    async def dismiss_all(self) -> None:
-        """Give no crew of now another job, not even one that has not begun yet."""
+    async def join(self, crew: str, node: str) -> None:
+        """A process of a crew has begun, on a node."""
+        self._nodes.setdefault(crew, []).append(node)
+
+    async def dismiss_all(self) -> set[str]:
+        """Give no crew of now another job; returns those that have not begun yet."""
+        waiting = self._enrolled - self._nodes.keys()
         self._enrolled.clear()
+        return waiting
 
     async def withdraw(self) -> str | None:
         """Take the first job out of the line, for no crew; returns its id."""
@@ -80,7 +89,7 @@ class JobBoard:
     async def hand_over(self, crew: str) -> Handover:
         """A crew is gone: its job, if it had not ended one, and all news."""
         self._enrolled.discard(crew)
-        return Handover(self._all_news(), self._taken.pop(crew, None))
+        return Handover(self._all_news(), self._taken.pop(crew, None), self._nodes.pop(crew, []))
 
     def _tell(self, kind: str, job: str, particulars: Any) -> None:
         self._news.append((kind, job, particulars))

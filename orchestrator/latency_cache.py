@@ -12,7 +12,7 @@ import torch
 
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency import measure_latency
-from orchestrator.cluster import Capacity
+from orchestrator.capacity import Capacity
 from orchestrator.errors import UserError, describe_error
 from orchestrator.identity import key_of
 
@@ -22,7 +22,7 @@ class LatencyCache:
 
     Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or all CPUs of the largest node.
     It runs when they are free; measure when no crew holds them. One front compares latencies of one kind of device:
-    what another kind measured counts as failed.
+    nodes with another kind are found out by what they measure, which does not count, and get no further task.
 
     Args:
         known: Rows by `architecture_key`, of an earlier session too; whoever is told of new ones adds them here.
@@ -40,13 +40,16 @@ class LatencyCache:
     ) -> None:
         self._config = config
         self._use_gpu = use_gpu if config.device == "auto" else config.device == "cuda"
+        self._claim = {"GPU": 1} if self._use_gpu else {"CPU": capacity.node_cpus}
         whole_device = {"num_gpus": 1, "num_cpus": 0} if self._use_gpu else {"num_cpus": capacity.node_cpus}
-        self._task = ray.remote(_measure).options(max_retries=1, name="latency", **whole_device)
+        self._task = ray.remote(_measure).options(max_retries=3, name="latency", **whole_device)
+        self._may_grow = bool(capacity.addable)
         self._known = known
         self._on_measured = on_measured
         self._errors: dict[str, str] = {}
-        self._from_before = next(iter(known.values()))[0]["device"] if known else None
-        self._device = self._from_before
+        self._device = next(iter(known.values()))[0]["device"] if known else config.device_name
+        self._others: dict[str, str] = {}
+        """Nodes whose device is of another kind, and which."""
 
     def latency_ms(self, model: ModelConfig) -> float | None:
         """Median per image at the first batch size, in milliseconds; None when it could not be measured."""
@@ -61,43 +64,59 @@ class LatencyCache:
         """Measure those not yet known; blocks. `on_progress` gets the number done and the number to do.
 
         Raises:
-            UserError: An earlier session of the run measured on another kind of device.
+            UserError: No node has the device that was asked for, or that earlier sessions of the run measured on.
         """
         wanted = {
             key: _architecture(model)
             for model in models
             if (key := architecture_key(model)) not in self._known and key not in self._errors
         }
-        pending = {
-            self._task.remote(model.model_dump_json(), self._config.model_dump_json(), self._use_gpu): model
-            for model in wanted.values()
-        }
+        pending = {self._start(model): model for model in wanted.values()}
         while pending:
             on_progress(len(wanted) - len(pending), len(wanted))
             done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # with a limit, so that a signal is noticed
             for task in done:
-                self._collect(pending.pop(task), task)
+                model = pending.pop(task)
+                if not self._collect(model, task):
+                    pending[self._start(model)] = model
         if wanted:
             on_progress(len(wanted), len(wanted))
 
-    def _collect(self, model: ModelConfig, task: ray.ObjectRef) -> None:
+    def _start(self, model: ModelConfig) -> ray.ObjectRef:
+        self._check_devices()
+        elsewhere = {"ray.io/node-id": f"!in({','.join(self._others)})"} if self._others else None
+        task = self._task.options(label_selector=elsewhere) if elsewhere else self._task
+        return task.remote(model.model_dump_json(), self._config.model_dump_json(), self._use_gpu)
+
+    def _check_devices(self) -> None:
+        """Raise UserError where a task would wait for ever for the right kind of device."""
+        if self._may_grow or not self._others:
+            return
+        for node in ray.nodes():
+            fits = all(node["Resources"].get(kind, 0) >= amount for kind, amount in self._claim.items())
+            if node["Alive"] and fits and node["NodeID"] not in self._others:
+                return
+        asked = f"latency.device_name: must be that of a node, but got {self._device!r} where there is"
+        before = f"latency: must be measured on {self._device!r}, as before in this run, but there is"
+        found = " and ".join(sorted({repr(device) for device in self._others.values()}))
+        raise UserError(f"{asked if self._device == self._config.device_name else before} {found}")
+
+    def _collect(self, model: ModelConfig, task: ray.ObjectRef) -> bool:
+        """Take what a task has measured; returns whether that settles the architecture."""
         key = architecture_key(model)
         try:
-            rows = ray.get(task)
+            node, rows = ray.get(task)
         except ray.exceptions.RayError as error:
             self._errors[key] = f"latency: {describe_error(error)}"
-            return
+            return True
         device = rows[0]["device"]
-        if self._from_before not in (None, device):
-            raise UserError(
-                f"latency: must be measured on {self._from_before!r}, as before in this run, but got {device!r}"
-            )
         self._device = self._device or device
         if device != self._device:
-            self._errors[key] = f"latency: measured on {device}, but the others of this sweep on {self._device}"
-            return
+            self._others[node] = device
+            return False
         work = {"architecture": key, "latency": self._config.model_dump(mode="json"), "device": device}
         self._on_measured(key, key_of(work), [{"architecture": key, **_columns(model), **row} for row in rows])
+        return True
 
 
 def architecture_key(model: ModelConfig) -> str:
@@ -115,10 +134,11 @@ def _columns(model: ModelConfig) -> dict[str, Any]:
     return {name: getattr(model, name) for name in names}
 
 
-def _measure(model: str, latency: str, use_gpu: bool) -> list[dict[str, Any]]:
+def _measure(model: str, latency: str, use_gpu: bool) -> tuple[str, list[dict[str, Any]]]:
+    """The node that this runs on, and what it measures."""
     rows = measure_latency(
         ModelConfig.model_validate_json(model),
         LatencyConfig.model_validate_json(latency),
         device=torch.device("cuda" if use_gpu else "cpu"),
     )
-    return [asdict(row) for row in rows]
+    return ray.get_runtime_context().get_node_id(), [asdict(row) for row in rows]

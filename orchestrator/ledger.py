@@ -14,11 +14,13 @@ import numpy as np
 from lsmha.atomic import abandoned_temporaries, atomic_path
 from lsmha.checksums import DamagedFileError
 from lsmha.pareto import pareto_mask
+from lsmha.paths import is_remote
 from lsmha.tables import write_table
 from orchestrator.errors import UserError
 from orchestrator.identity import key_of
 from orchestrator.output_folder import check_new_folder
-from orchestrator.record_files import Record, read_record, record_path, write_record
+from orchestrator.ownership import check_owned
+from orchestrator.record_files import Record, read_records, record_path, write_record
 from orchestrator.records import Origin, TrialRecord, Wave
 from orchestrator.sweep_config import ObjectiveConfig, SweepConfig
 from orchestrator.sweep_yaml import dump_yaml, load_sweep_config, plain_settings
@@ -86,12 +88,13 @@ class Ledger:
         folder = folder.absolute()  # workers run in folders of their own
         check_run(folder)
         found: list[tuple[Path, Record]] = []
-        for path in sorted((folder / "records").glob("*/[!.]*.json")):  # dot files are half-written ones
-            try:
-                found.append((path, read_record(path)))
-            except DamagedFileError as error:
-                if on_damaged is None:
-                    raise UserError(f"RUN: {error}; `lsmha-sweep repair {folder}` sets it aside") from None
+        paths = sorted((folder / "records").glob("*/[!.]*.json"))  # dot files are half-written ones
+        for path, record in read_records(paths):
+            if not isinstance(record, DamagedFileError):
+                found.append((path, record))
+            elif on_damaged is None:
+                raise UserError(f"RUN: {record}; `lsmha-sweep repair {folder}` sets it aside")
+            else:
                 on_damaged(path)
         # Of analyses, committees and prunings the latest counts.
         found.sort(key=lambda one: one[1].content.get("recorded", 0.0))  # stable: the others stay in order
@@ -110,6 +113,9 @@ class Ledger:
         remove_abandoned(self.folder)
         for name in _FOLDERS:
             (self.folder / name).mkdir(exist_ok=True)
+        for path in list((self.folder / "checkpoints").glob("*.pt")):
+            if path.name.partition(".")[0] in self._ended:  # a session that was killed had just recorded it
+                path.unlink(missing_ok=True)
         if config != self.config:
             self.write_config(config)  # first: of the two the record counts, and growing from it is allowed
         if config != self._recorded_config:
@@ -166,7 +172,7 @@ class Ledger:
         Raises:
             OSError: The storage is full, read-only or gone.
         """
-        self.folder.stat()  # a run folder that was moved away is not begun anew
+        check_owned(self.folder)
         for name, rows in self._tables().items():
             write_table(self.folder / f"{name}.parquet", rows)
 
@@ -205,6 +211,7 @@ class Ledger:
 
     def write_config(self, config: SweepConfig) -> None:
         """Replace the settings for human readers; the record of them is what counts."""
+        check_owned(self.folder)
         with atomic_path(self.folder / "config.yaml") as temporary:
             dump_yaml(config, temporary)
         self.config = config
@@ -215,6 +222,7 @@ class Ledger:
         self._add(kind, name, key, {"recorded": self._recorded, **content}, replace=True)
 
     def _add(self, kind: str, name: str, key: str, content: dict[str, Any], *, replace: bool = False) -> None:
+        check_owned(self.folder)
         folder = self.folder / "records" / kind
         write_record(folder, name, key, content, replace=replace)
         self._take(kind, Record(name, key, content))
@@ -245,11 +253,17 @@ class Ledger:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether this is the folder of a run."""
+    """Whether this is the folder of a run.
+
+    Raises:
+        UserError: Its object store does not say.
+    """
     try:
         return (folder / "config.yaml").is_file()
-    except OSError:  # a name that no file system takes
-        return False
+    except OSError as error:
+        if is_remote(folder):
+            raise UserError(f"{folder} cannot be read: {error.strerror}") from None
+        return False  # a name that no file system takes
 
 
 def check_run(folder: Path) -> None:
@@ -260,7 +274,9 @@ def check_run(folder: Path) -> None:
 
 def remove_abandoned(folder: Path) -> list[Path]:
     """Remove the temporaries that killed writers left anywhere in a run folder, and return them."""
-    found = [path for part in (folder, *folder.rglob("*/")) for path in abandoned_temporaries(part)]
+    # On an object store nothing is half written.
+    parts = (folder,) if is_remote(folder) else (folder, *folder.rglob("*/"))
+    found = [path for part in parts for path in abandoned_temporaries(part)]
     for path in found:
         path.unlink(missing_ok=True)
     return found

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 
 from lsmha.data import Dataset
-from orchestrator.cluster import Capacity, check_capacity, concurrent_trials, connect
+from orchestrator.capacity import Capacity, check_capacity, concurrent_trials, trials_per_node
+from orchestrator.cluster import connect
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import describe_point
 from orchestrator.search_space import SearchSpace
@@ -47,6 +48,7 @@ def _print_plan(
         highlight=False,
         soft_wrap=True,
     )
+    console.print(f"cluster: {capacity}", highlight=False, soft_wrap=True)
     console.print(_describe_resources("trials", config.resources, capacity), highlight=False, soft_wrap=True)
     runs = (config.finalists.max_finalists + len(config.finalists.include)) * len(config.finalists.seeds)
     if runs:
@@ -59,8 +61,12 @@ def _print_plan(
 
 
 def _describe_resources(title: str, resources: ResourcesConfig, capacity: Capacity) -> str:
+    whole = max(trials_per_node(resources, capacity), default=0)
+    if resources.workers_per_trial > 1 and (resources.placement == "spread" or not whole):
+        packed = "across nodes"
+    else:
+        packed = f"up to {whole} per node"
     return (
         f"{title}: {resources.workers_per_trial} worker(s), {resources.cpus_per_trial} CPU(s) and "
-        f"{resources.gpus_per_trial:g} GPU(s) each, {concurrent_trials(resources, capacity)} at a time on "
-        f"{capacity.cpus} CPU(s) and {capacity.gpus:g} GPU(s)"
+        f"{resources.gpus_per_trial:g} GPU(s) each, {concurrent_trials(resources, capacity)} at a time, {packed}"
     )

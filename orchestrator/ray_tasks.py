@@ -13,6 +13,7 @@ from ray.util.queue import Queue
 
 from lsmha.analysis.fitting import OnProgress
 from lsmha.data import Dataset
+from orchestrator.cluster import on_this_node
 from orchestrator.errors import describe_error
 from orchestrator.progress import Progress
 from orchestrator.storage_errors import storage_error_in
@@ -78,7 +79,7 @@ def run_tasks(
     Raises:
         OSError: A job found the storage full, read-only or gone.
     """
-    reports = Queue(actor_options={"num_cpus": 0})
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": on_this_node()})
     task: Any = ray.remote(_do).options(num_cpus=cpus, num_gpus=gpus, max_retries=1, name=work.__name__)
     pending = {task.remote(work, job, [arrays], cpus, gpus > 0, reports): job for job in jobs}
     try:

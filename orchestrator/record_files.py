@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsmha.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
+from lsmha.checksums import UNSEALED, DamagedFileError, sealed, write_sealed
+from lsmha.paths import read_all
 from orchestrator.identity import KEY_LENGTH
 
 
@@ -36,7 +38,9 @@ def write_record(folder: Path, name: str, key: str, content: Any, *, replace: bo
     path = record_path(folder, name, key)
     if replace or not path.exists():
         record = {"name": name, "key": key, "seal": UNSEALED, "content": content}
-        write_sealed(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+        text = json.dumps(record, indent=1, allow_nan=False) + "\n"
+        folder.mkdir(exist_ok=True)
+        write_sealed(path, text.encode())
 
 
 def read_record(path: Path) -> Record:
@@ -46,7 +50,24 @@ def read_record(path: Path) -> Record:
         OSError: It cannot be read.
         DamagedFileError: It is not, bit for bit, what `write_record` wrote there.
     """
-    record = json.loads(read_sealed(path))
+    return _record(path, path.read_bytes())
+
+
+def read_records(paths: Sequence[Path]) -> Iterator[tuple[Path, Record | DamagedFileError]]:
+    """Read many records, from an object store many at a time: each, or that it is damaged.
+
+    Raises:
+        OSError: One cannot be read.
+    """
+    for path, content in zip(paths, read_all(paths), strict=True):
+        try:
+            yield path, _record(path, content)
+        except DamagedFileError as error:
+            yield path, error
+
+
+def _record(path: Path, content: bytes) -> Record:
+    record = json.loads(sealed(content, path))
     name, key = record["name"], record["key"]
     if record_path(path.parent, name, key) != path:
         raise DamagedFileError(f"{path} is not the record that it is named after: it holds {name}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ from rich.console import Console
 
 from lsmha.config import RECIPE_VERSION
 from lsmha.data import Dataset
-from orchestrator.cluster import check_capacity, connect
+from orchestrator.capacity import check_capacity
+from orchestrator.cluster import connect
+from orchestrator.cluster_loss import ends_if_cluster_is_lost
 from orchestrator.derived_files import write_derived_files
 from orchestrator.errors import UserError
 from orchestrator.extension import extended
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
 from orchestrator.ledger import Ledger, is_run, remove_abandoned
+from orchestrator.metrics import SweepMetrics
 from orchestrator.output_folder import check_new_folder
-from orchestrator.ownership import check_free, owned
+from orchestrator.ownership import check_free, give_up, owned
 from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
@@ -27,6 +30,7 @@ from orchestrator.provenance import git_revision, hardware, versions
 from orchestrator.records import Origin
 from orchestrator.report import front_table, show_results
 from orchestrator.search_space import SearchSpace
+from orchestrator.shared_storage import check_shared
 from orchestrator.stages import Sweep, build_space, build_study, num_trials
 from orchestrator.status import mark_stage
 from orchestrator.storage_errors import storage_error_in, storage_errors_in_one_line
@@ -44,6 +48,7 @@ def run_sweep(
         UserError: Something asked for cannot work; nothing has been written.
         Interrupted: SIGINT or SIGTERM; what was done is in the folder, and the next session goes on from there.
         StorageError: The folder is full, read-only or gone; likewise.
+        ClusterLostError: The cluster's head is gone; likewise, on a new cluster.
     """
     build_space(config)
     with (
@@ -72,21 +77,26 @@ def run_sweep(
         ending = _Ending(config, space, dataset, ledger, console, quiet=quiet)
         try:
             with (
-                interrupts_as_exceptions(when_stuck=ending.write),
+                interrupts_as_exceptions(when_stuck=ending.write_and_give_up),
+                ends_if_cluster_is_lost(
+                    f"nothing recorded is lost: on a new one, `lsmha-sweep resume {folder}` goes on",
+                    when_lost=ending.write_and_give_up,
+                ),
                 sweep_progress(
                     console, lambda: front_table(ledger, title="Front, best first"), quiet=quiet
                 ) as progress,
             ):
                 mark_stage(folder, "search")
                 ledger.begin_session(config, origin)
-                sweep = Sweep(config, space, dataset, ledger, capacity, progress)
-                sweep.search(study)
-                mark_stage(folder, "finalists")
-                sweep.train_finalists()
-                mark_stage(folder, "analysis")
-                sweep.analyse_finalists()
-                mark_stage(folder, "committees")
-                committed = sweep.form_committees()
+                with SweepMetrics(ledger, progress.say) as metrics:
+                    sweep = Sweep(config, space, dataset, ledger, capacity, progress, metrics)
+                    sweep.search(study)
+                    mark_stage(folder, "finalists")
+                    sweep.train_finalists()
+                    mark_stage(folder, "analysis")
+                    sweep.analyse_finalists()
+                    mark_stage(folder, "committees")
+                    committed = sweep.form_committees()
             ending.write(complete=True)
         except Interrupted as interrupted:
             ending.write(interrupted)
@@ -103,14 +113,21 @@ def run_sweep(
 
 def _own(folder: Path, config: SweepConfig, session: ExitStack) -> Ledger:
     """The ledger of a run, new or not, that is owned until the session ends."""
+    known = is_run(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_shared(folder)
         session.enter_context(owned(folder))
+    except UserError:
+        if not known:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
     except OSError as error:
-        if is_run(folder):
+        if known:
             raise
         raise UserError(f"--out: {folder} cannot be written: {error.strerror}") from None
-    return Ledger.load(folder) if is_run(folder) else Ledger.create(folder, config)
+    return Ledger.load(folder) if known else Ledger.create(folder, config)
 
 
 class _Ending:
@@ -132,6 +149,11 @@ class _Ending:
         self._revision = git_revision()  # now: the code on disk may change while this one runs
         self._lock = threading.Lock()
         self._written = False
+
+    def write_and_give_up(self, interrupted: Interrupted | None = None) -> None:
+        """Do it before the process ends at once, from another thread."""
+        self.write(interrupted)
+        give_up()
 
     def write(self, interrupted: Interrupted | None = None, *, complete: bool = False) -> None:
         """Do it once, whichever thread comes first."""

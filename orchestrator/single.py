@@ -11,15 +11,20 @@ from rich.console import Console
 
 from lsmha.atomic import atomic_write_text
 from lsmha.models import model_cost
+from lsmha.paths import is_remote
 from lsmha.tables import write_table
 from lsmha.training.checkpoints import checkpoint_files, remove_checkpoint
-from orchestrator.cluster import check_resources, connect
+from orchestrator.capacity import check_resources
+from orchestrator.cluster import connect
+from orchestrator.cluster_loss import ends_if_cluster_is_lost
 from orchestrator.crews import Crews
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
 from orchestrator.options import validated, variant_config
+from orchestrator.output_folder import check_output_folder
 from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_batch_sizes, load_data
+from orchestrator.shared_storage import check_shared
 from orchestrator.storage_errors import storage_errors_in_one_line
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, RunConfig
 from orchestrator.sweep_yaml import apply_override
@@ -49,6 +54,8 @@ def train_one(
     config = _run_config(variant, settings, overrides)
     asked = validated(ResourcesConfig, resources)
     checkpoint = folder / "checkpoint.pt"
+    if is_remote(folder):
+        check_output_folder(folder)
     # A run that was cut off or failed leaves its checkpoint, or just what Ray keeps.
     unfinished = {"ray", *(file.name for file in checkpoint_files(checkpoint))}
     if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - unfinished):
@@ -60,11 +67,13 @@ def train_one(
         storage_errors_in_one_line("once mended, the same command goes on from the last epoch"),
         connect(address) as capacity,
         interrupts_as_exceptions(),
+        ends_if_cluster_is_lost("on a new one, the same command goes on from the last epoch"),
     ):
         check_resources("resources", asked, capacity)
         events = _SingleEvents(console, config.train.epochs, quiet=quiet)
         job = TrialJob("train", model, config.train, checkpoint, export=folder)
         folder.mkdir(parents=True, exist_ok=True)
+        check_shared(folder)
         crews = Crews(ray.put(dataset.to_arrays()), storage=folder / "ray")
         crews.train([job], events, resources=asked, concurrency=1)
     if events.result is None:

@@ -18,18 +18,19 @@ from lsmha.training import EpochMetrics
 from lsmha.training.checkpoints import remove_checkpoint
 from lsmha.training.logits import logits_path
 from orchestrator.analysis_stage import analyse_finalists
-from orchestrator.cluster import Capacity, concurrent_trials
+from orchestrator.capacity import Capacity, concurrent_trials
 from orchestrator.committee_stage import form_committees_of
 from orchestrator.crews import Crews
 from orchestrator.identity import training_key
 from orchestrator.latency_cache import LatencyCache
 from orchestrator.ledger import Ledger
+from orchestrator.metrics import SweepMetrics
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord, Wave, finalist_id, trial_id
 from orchestrator.search_space import Point, SearchSpace
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
-from orchestrator.trial import TrialJob
+from orchestrator.trial import GPU_MEMORY, TrialJob
 
 
 def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
@@ -69,18 +70,28 @@ class _Entry:
 
 
 class _Recorder:
-    """Turns the events of jobs into records and progress."""
+    """Turns the events of jobs into records, progress and metrics."""
 
     def __init__(
-        self, entries: dict[str, _Entry], progress: Progress, *, workers: int, add: Callable[[TrialRecord], None]
+        self,
+        entries: dict[str, _Entry],
+        progress: Progress,
+        metrics: SweepMetrics,
+        *,
+        workers: int,
+        add: Callable[[TrialRecord], None],
     ) -> None:
-        self._entries, self._progress, self._workers, self._add = entries, progress, workers, add
+        self._entries, self._progress, self._metrics = entries, progress, metrics
+        self._workers, self._add = workers, add
 
     def started(self, job_id: str) -> None:
         entry = self._entries[job_id]
         self._progress.started(job_id, entry.point, entry.job.train.epochs)
+        self._metrics.started(job_id, finalist=job_id != entry.trial)
 
-    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
+    def epoch_ended(self, job_id: str, told: dict[str, Any]) -> None:
+        self._metrics.epoch_ended(job_id, told.get("images_per_s"), told.get(GPU_MEMORY))
+        metrics = {name: value for name, value in told.items() if name != GPU_MEMORY}
         self._entries[job_id].curve[metrics["epoch"]] = metrics
         self._progress.epoch_ended(job_id, metrics)
 
@@ -144,6 +155,7 @@ class _Recorder:
         self._add(record)
         remove_checkpoint(entry.job.checkpoint)
         self._progress.ended(record)
+        self._metrics.ended(record)
 
 
 class Sweep:
@@ -161,9 +173,10 @@ class Sweep:
         ledger: Ledger,
         capacity: Capacity,
         progress: Progress,
+        metrics: SweepMetrics,
     ) -> None:
         self.config, self.space, self.ledger = config, space, ledger
-        self.capacity, self.progress = capacity, progress
+        self.capacity, self.progress, self.metrics = capacity, progress, metrics
         assert ledger.origin is not None
         self._data = ledger.origin.data
         self._arrays = ray.put(dataset.to_arrays())
@@ -185,8 +198,6 @@ class Sweep:
         )
         self.progress.stage("search", num_trials(self.config, self.space))
         for record in self.ledger.trials:
-            # A session that was killed when it had just recorded the trial left it.
-            remove_checkpoint(self.ledger.checkpoint_path(record.id))
             self.progress.was_ended(record)
         for proposals in self._waves(study):
             self._try(proposals, latencies)
@@ -213,7 +224,6 @@ class Sweep:
                 entries[run_id] = _Entry(job, key, record.id, record.point, record.latency_ms)
         self.progress.stage("finalists", len(entries) + len(ended))
         for record in ended:
-            remove_checkpoint(self.ledger.checkpoint_path(record.id))
             self.progress.was_ended(record)
         self._train(entries, resources=self.config.finalist_resources(), add=self.ledger.add_finalist)
 
@@ -294,7 +304,7 @@ class Sweep:
             add(record)
             self._write_tables_sometimes()
 
-        recorder = _Recorder(entries, self.progress, workers=resources.workers_per_trial, add=keep)
+        recorder = _Recorder(entries, self.progress, self.metrics, workers=resources.workers_per_trial, add=keep)
         for run_id, reason in hopeless.items():
             recorder.failed(run_id, reason)
         if entries:  # those that failed have left it

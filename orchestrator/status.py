@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lsmha.atomic import atomic_write_text
 from orchestrator.ledger import Ledger
-from orchestrator.ownership import has_owner
+from orchestrator.ownership import check_owned, has_owner
 from orchestrator.plain_text import print_plain
 from orchestrator.progress import describe_point
 from orchestrator.report import front_hypervolume
@@ -55,7 +55,7 @@ def mark_stage(folder: Path, stage: str) -> None:
     Raises:
         OSError: The storage is full, read-only or gone.
     """
-    folder.stat()  # a run folder that was moved away is not begun anew
+    check_owned(folder)
     state = {"stage": stage, "pid": os.getpid(), "host": os.uname().nodename, "updated": time.time()}
     atomic_write_text(folder / "status.json", json.dumps(state) + "\n")
 

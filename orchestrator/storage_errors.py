@@ -22,6 +22,9 @@ _STORAGE_ERRNOS = frozenset(
     }
 )
 
+_STORE_CLIENTS = ("botocore", "aiobotocore", "gcsfs")
+"""Packages of whose errors those are that Ray Train meets in an object store; our own files' are `OSError`."""
+
 
 class StorageError(Exception):
     """The run folder cannot be written or read: the message is one line. The CLI exits with code 3."""
@@ -34,6 +37,8 @@ def storage_error_in(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _STORAGE_ERRNOS:
             return error
+        if type(error).__module__.partition(".")[0] in _STORE_CLIENTS:
+            return OSError(errno.EIO, " ".join(str(error).split()) or type(error).__name__)
         error = getattr(error, "cause", None) or error.__cause__
     return None
 

@@ -132,6 +132,8 @@ class ResourcesConfig(Config):
     """GPUs of one trial, shared evenly by its workers; a fraction shares a GPU among trials."""
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time; by default as many as fit."""
+    placement: Literal["pack", "spread"] = "pack"
+    """The workers of a trial, and then the trials, on as few nodes of a cluster as they fit, or spread over them."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

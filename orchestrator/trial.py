@@ -17,13 +17,20 @@ from ray.util.placement_group import PlacementGroup
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.paths import path_of
 from lsmha.training import DivergenceError, EpochMetrics, Trainer, train
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
+from orchestrator.cluster import on_this_node
+from orchestrator.locations import train_storage
 from orchestrator.sweep_config import ResourcesConfig
+from orchestrator.worker_log import log, shown
 
 Tell = Callable[[str, Any], None]
 """Says what happens to a job: a kind of `job_board.Event`, and the particulars."""
+
+GPU_MEMORY = "gpu_memory_gib"
+"""What is told of an epoch besides its metrics: the peak of GPU memory since the job began, 0 on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +61,8 @@ class TrialJob:
             id=values["id"],
             model=ModelConfig.model_validate_json(values["model"]),
             train=TrainConfig.model_validate_json(values["train"]),
-            checkpoint=Path(values["checkpoint"]),
-            export=values["export"] and Path(values["export"]),
+            checkpoint=path_of(values["checkpoint"]),
+            export=values["export"] and path_of(values["export"]),
         )
 
 
@@ -69,11 +76,14 @@ def run_job(
     """
     if device.type == "cpu":
         torch.set_num_threads(threads)
+    else:
+        torch.cuda.init()  # before, there is nothing to reset
+        torch.cuda.reset_peak_memory_stats(device)
 
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if trainer.rank == 0:
             trainer.save(job.checkpoint)
-        tell("epoch", metrics.asdict())
+        tell("epoch", metrics.asdict() | {GPU_MEMORY: _peak_memory_gib(device)})
 
     try:
         trainer = train(
@@ -98,6 +108,11 @@ def run_job(
     return result
 
 
+def _peak_memory_gib(device: torch.device) -> float:
+    """Most GPU memory that tensors have taken since the job began, in GiB."""
+    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
 def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
     """Save the weights and, in the one look at the test set, its logits. Returns the test metrics."""
     model, dataset = trainer.evaluated_model, trainer.dataset
@@ -111,15 +126,22 @@ def crew_task(resources: ResourcesConfig) -> Any:
     """The Ray task that is a crew: arguments are those of `_work_alone`."""
     if resources.workers_per_trial > 1:
         # The ranks take the CPUs and GPUs; the task waits for them.
-        return ray.remote(_lead_ranks).options(num_cpus=0, max_retries=0, name="crew")
+        return ray.remote(_lead_ranks).options(
+            num_cpus=0, max_retries=0, name="crew", scheduling_strategy=on_this_node()
+        )
     # Without max_calls Ray would end a process that had a GPU after one task.
     return ray.remote(max_calls=0)(_work_alone).options(
-        num_cpus=resources.cpus_per_trial, num_gpus=resources.gpus_per_trial, max_retries=0, name="crew"
+        num_cpus=resources.cpus_per_trial,
+        num_gpus=resources.gpus_per_trial,
+        max_retries=0,
+        name="crew",
+        scheduling_strategy="SPREAD" if resources.placement == "spread" else "DEFAULT",
     )
 
 
 def _work_alone(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str) -> None:
     """A crew of one: does jobs of the board in this process until none is left."""
+    _join(board, crew)
     device = torch.device("cuda" if resources["gpus_per_trial"] else "cpu")
     _do_jobs(_jobs_of(board, crew), board, crew, arrays, device=device, threads=resources["cpus_per_trial"])
 
@@ -137,10 +159,11 @@ def _lead_ranks(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: d
                 "CPU": resources["cpus_per_trial"] // workers,
                 **({"GPU": resources["gpus_per_trial"] / workers} if resources["gpus_per_trial"] else {}),
             },
+            placement_strategy=resources["placement"].upper(),
         ),
         # The driver starts a new crew in place of one that failed.
         run_config=ray.train.RunConfig(
-            name=crew, storage_path=storage, failure_config=ray.train.FailureConfig(max_failures=0)
+            name=crew, **train_storage(storage), failure_config=ray.train.FailureConfig(max_failures=0)
         ),
     )
     try:
@@ -166,8 +189,10 @@ def _give_up_places() -> None:
 
 
 def _work_as_rank(config: dict[str, Any]) -> None:
+    _join(config["board"], config["crew"])
     resources = config["resources"]
     leads = dist.get_rank() == 0
+    log(config["crew"], f"rank {dist.get_rank()} of {dist.get_world_size()}")
     jobs = _jobs_of(config["board"], config["crew"]) if leads else iter(())
     _do_jobs(
         _shared_by_ranks(jobs),
@@ -192,19 +217,26 @@ def _do_jobs(
 
     def tell(kind: str, particulars: Any) -> None:
         if board is not None:
+            log(job.id, kind, particulars)
             ray.get(board.tell.remote(crew, kind, particulars))  # one by one: Ray does not keep their order by itself
 
     dataset = _dataset(arrays[0])
     for job in jobs:
-        result = run_job(job, dataset, device=device, threads=threads, tell=tell)
-        if result is not None:
-            tell("completed", result)
+        with shown(job.id):
+            result = run_job(job, dataset, device=device, threads=threads, tell=tell)
+            if result is not None:
+                tell("completed", result)
 
 
 @lru_cache(maxsize=1)
 def _dataset(arrays: ray.ObjectRef) -> Dataset:
     """The data set, one object for all crews that this process becomes: with it, its copy on the device stays."""
     return Dataset.from_arrays(ray.get(arrays))
+
+
+def _join(board: Any, crew: str) -> None:
+    """Say on which node a process of a crew runs."""
+    ray.get(board.join.remote(crew, ray.get_runtime_context().get_node_id()))
 
 
 def _jobs_of(board: Any, crew: str) -> Iterator[TrialJob]:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,10 +76,18 @@ class Ended(NamedTuple):
 class Session:
     """A command of `lsmha-sweep` in a process of its own, forked where everything is imported already."""
 
-    def __init__(self, *arguments: Any, log: Path, address: str, fault: Fault | None = None) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        log: Path,
+        address: str,
+        fault: Fault | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._files = log.with_suffix(".out"), log.with_suffix(".err")
+        variables = {**(environment or {}), "RAY_ADDRESS": address}
         self.process = _forkserver.Process(
-            target=_command, args=([str(one) for one in arguments], self._files, address, fault)
+            target=_command, args=([str(one) for one in arguments], self._files, variables, fault)
         )
         self.process.start()
 
@@ -104,13 +112,13 @@ class Session:
         return found
 
 
-def _command(arguments: list[str], files: tuple[Path, Path], address: str, fault: Fault | None) -> None:
+def _command(arguments: list[str], files: tuple[Path, Path], environment: dict[str, str], fault: Fault | None) -> None:
     from orchestrator import cli
 
     os.setsid()
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
-    os.environ["RAY_ADDRESS"] = address
+    os.environ.update(environment)
     sys.argv = [cli.__file__, *arguments]
     if fault is not None:
         fault.install_in_driver()
@@ -118,16 +126,33 @@ def _command(arguments: list[str], files: tuple[Path, Path], address: str, fault
 
 
 class Sweep:
-    """A sweep's YAML, its run folder (`run`, or one beside it), and sessions of it on the cluster at `address`."""
+    """A sweep's YAML, its run folder (`run`, or one beside it), and sessions of it on the cluster at `address`.
 
-    def __init__(self, folder: Path, address: str, *, run: Path | None = None, **sections: Any) -> None:
+    What is in `environment` is added to that of the sessions.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        address: str,
+        *,
+        run: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        **sections: Any,
+    ) -> None:
         self.spec, self.run = write_spec(folder / "space.yaml", **sections), run or folder / "run"
         self._logs = (folder / f"session-{number}" for number in count())
-        self._address = address
+        self._address, self._environment = address, environment
 
     def start(self, *arguments: Any, fault: Fault | None = None) -> Session:
         """Start a command; by default, the run."""
-        return Session(*(arguments or self.again("run")), log=next(self._logs), address=self._address, fault=fault)
+        return Session(
+            *(arguments or self.again("run")),
+            log=next(self._logs),
+            address=self._address,
+            fault=fault,
+            environment=self._environment,
+        )
 
     def do(self, *arguments: Any, fault: Fault | None = None) -> Ended:
         """Do a command to its end, whatever that is; by default, the run."""

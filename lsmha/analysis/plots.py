@@ -17,6 +17,7 @@ MAX_HEADS_SHOWN = 8
 
 def save_plots(analysis: Analysis, folder: Path, *, title: str) -> None:
     """Write `blocks.png`, `heads_per_label.png`, and for each transformer block `shp_block<m>.png`."""
+    folder.mkdir(exist_ok=True)
     _save(_plot_blocks(analysis, title), folder / "blocks.png")
     _save(_plot_heads_per_label(analysis, title), folder / "heads_per_label.png")
     for tap in analysis.taps:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
@@ -21,9 +21,12 @@ from lsmha.tables import write_table
 def save_analysis(analysis: Analysis, folder: Path) -> None:
     """Write `fields.safetensors`, `blocks.parquet`, `heads.parquet`, `incidence.parquet` and, last, `analysis.json`.
 
+    The folder is made, if there is one to make it in.
+
     Raises:
         OSError: The storage is full, read-only or gone; each file is the old one or the new one.
     """
+    folder.mkdir(exist_ok=True)
     fields = {f"{tap.tap}.{group.kind}": group.fields.contiguous() for tap in analysis.taps for group in tap.groups}
     fields |= {f"{tap.tap}.logits": tap.logits.contiguous() for tap in analysis.taps}
     metadata = {"fingerprint": analysis.fingerprint, "checksum": UNSEALED}
@@ -50,9 +53,9 @@ def load_fields(folder: Path) -> dict[str, Tensor]:
         DamagedFileError: They are not those that were saved.
     """
     path = folder / "fields.safetensors"
-    check_seal(path)
+    content = check_seal(path)
     try:
-        return load_file(path)
+        return load(content)
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from None
 

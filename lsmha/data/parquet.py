@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,6 +18,7 @@ import torch
 from lsmha.config import DataConfig
 from lsmha.data.decoding import Progress, decode_images
 from lsmha.data.images import DataError, LabeledImages
+from lsmha.paths import is_remote, path_of
 
 ROWS_PER_BATCH = 1024
 """Rows whose encoded images are held as Python objects at a time."""
@@ -42,11 +44,12 @@ def load_parquet(
 def _find_files(config: DataConfig) -> dict[str, list[Path]]:
     if config.path is None:
         raise DataError("data.path must be the folder or file glob of the Parquet files for data.name='parquet'")
-    path = Path(config.path).expanduser()
-    if path.is_dir():
-        found = sorted(path.rglob("*.parquet"))
-    else:
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    try:
+        path = path_of(config.path).expanduser()
+    except ValueError as error:
+        raise DataError(f"data.path {error}") from None
+    with _readable(path):
+        found = _matching(path)
     files: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
     for file in found:
         if match := re.search(r"(?<![a-z])(train|test|val)", file.name.lower()):
@@ -54,9 +57,19 @@ def _find_files(config: DataConfig) -> dict[str, list[Path]]:
     files["test"] = files["test"] or files["val"]
     for split, allowed in {"train": "train*", "test": "test* or validation*"}.items():
         if not files[split]:
-            what = f"{len(found)} Parquet files" if found else "no Parquet files" if path.exists() else "nothing"
+            with _readable(path):
+                what = f"{len(found)} Parquet files" if found else "no Parquet files" if path.exists() else "nothing"
             raise DataError(f"data.path={config.path!r} matches {what}, but needs files named {allowed}.parquet")
     return files
+
+
+def _matching(path: Any) -> list[Path]:
+    """The Parquet files in a folder, or what a glob matches, sorted."""
+    if path.is_dir():
+        return sorted(path.rglob("*.parquet"))
+    if is_remote(path):
+        return path.matching()
+    return sorted(Path(name) for name in glob.glob(str(path), recursive=True))
 
 
 def _load_split(
@@ -127,15 +140,21 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
         return None
 
 
-def _open(file: Path) -> pq.ParquetFile:
+def _open(file: Any) -> pq.ParquetFile:
     with _readable(file):
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file.open_seekable() if is_remote(file) else file)
 
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
     try:
-        yield
+        if is_remote(file):
+            from lsmha.object_store import store_errors
+
+            with store_errors(file):
+                yield
+        else:
+            yield
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"data.path: cannot read {file} as Parquet: {reason}") from error

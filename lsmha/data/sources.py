@@ -34,6 +34,8 @@ def load_dataset(config: DataConfig, *, on_progress: Progress | None = None) -> 
     Raises:
         DataError: the images are absent, unreadable or inconsistent, or cannot be split as configured.
     """
+    if config.name != "parquet" and "://" in (config.path or ""):
+        raise DataError(f"data.path must be a local path for data.name={config.name!r}, but got {config.path!r}")
     train, test, class_names = LOADERS[config.name](config, on_progress)
     if class_names is None:
         class_names = tuple(str(label) for label in range(int(train.labels.max()) + 1))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from lsmha.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
+from lsmha.paths import is_remote
 
 _HEADER = f"{UNSEALED}\n".encode()
 
@@ -42,8 +43,10 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(state, buffer)
     newest, previous = checkpoint_files(path)
-    # A damaged file must not take the place of a good one: that would leave none until the next state is written.
-    write_sealed(newest, _HEADER + buffer.getvalue(), previous=previous if _is_good(newest) else None)
+    # A damaged file must not take the place of a good one: that would leave none until the next state is written. An
+    # object store checks its objects itself, and reading one back each epoch takes as long as writing it.
+    keep = is_remote(newest) or _is_good(newest)
+    write_sealed(newest, _HEADER + buffer.getvalue(), previous=previous if keep else None)
 
 
 def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT, from_compact_transformers
+from lsmha.paths import is_remote
 
 
 def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:
-    """Write weights and configuration into `folder`, each file atomically.
+    """Write weights and configuration into `folder`, which is made, each file atomically.
 
     Raises:
         OSError: The storage is full, read-only or gone; what was saved before stays.
     """
+    folder.mkdir(exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_sealed(folder / "model.safetensors", save(weights, metadata={"checksum": UNSEALED}))
     config = {
@@ -50,9 +53,9 @@ def load_model(folder: Path) -> CCT:
     """
     model = CCT(load_model_config(folder))
     path = folder / "model.safetensors"
-    check_seal(path)
+    content = check_seal(path)
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(load(content))
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from None
     except RuntimeError as error:
@@ -120,7 +123,8 @@ def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
+        content = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a file that is no checkpoint makes of the unpickler
@@ -133,8 +137,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    check_seal(folder / "config.json")
-    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    content = json.loads(check_seal(folder / "config.json"))
     if not isinstance(content, dict) or not {"model", "train", "data"} <= content.keys():
         raise ValueError(f"{folder}/config.json must hold model, train and data")
     return content

@@ -26,6 +26,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset
 from lsmha.hardware import supports_bf16
 from lsmha.models import CCT, create_model
+from lsmha.paths import as_path
 from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
 from lsmha.training.optimization import build_optimizer, learning_rate_at
@@ -173,7 +174,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
         }
-        save_state(state, Path(path))
+        save_state(state, as_path(path))
 
     def load(self, path: str | os.PathLike[str]) -> list[Path]:
         """Take over the newest good state that `save` wrote for the same run.
@@ -186,7 +187,7 @@ class Trainer:
             DamagedFileError: Each file that there is is damaged.
             ValueError: It is of another architecture, recipe or seed.
         """
-        state, damaged = load_state(Path(path), map_location=self.device)
+        state, damaged = load_state(as_path(path), map_location=self.device)
         for name, own in self._recipe().items():
             if state["recipe"][name] != own:
                 raise ValueError(

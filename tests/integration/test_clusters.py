@@ -79,7 +79,7 @@ def test_a_running_cluster_is_joined(
     }[how]
     result = alone("run", space_file(tmp_path), "--dry-run", *option, env=NO_TOKEN | environment)
     assert result.returncode == 0, result.stderr
-    assert "on 3 CPU(s)" in result.stdout
+    assert "cluster: 3 CPU(s) and 0 GPU(s) on 1 node(s)" in result.stdout
 
 
 def test_a_sweep_leaves_the_cluster_that_it_joined_running(

@@ -227,7 +227,7 @@ def test_dry_run_plans_and_writes_nothing(cli: Cli, space_file: SpaceFile, tmp_p
     output = succeeded(cli("run", spec, "--dry-run", "--out", tmp_path / "run"))
     assert "4 configurations" in output
     assert "1 CPU(s)" in output
-    assert "2 at a time on 2 CPU(s)" in output
+    assert "2 at a time, up to 2 per node" in output
     assert sum("num_heads=" in line and "depth=" in line for line in output.splitlines()) == 4
     assert list(tmp_path.iterdir()) == [spec]
 

@@ -30,12 +30,11 @@ def test_success_replaces_the_file(tmp_path: Path) -> None:
         assert list(tmp_path.iterdir()) == [target]
 
 
-def test_only_the_folder_itself_is_made(tmp_path: Path) -> None:
-    atomic_write_bytes(tmp_path / "a" / "c.bin", b"x")
-    assert (tmp_path / "a" / "c.bin").read_bytes() == b"x"
-    with pytest.raises(FileNotFoundError):
-        atomic_write_bytes(tmp_path / "gone" / "b" / "c.bin", b"x")
-    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+def test_no_folder_is_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as raised:
+        atomic_write_bytes(tmp_path / "gone" / "c.bin", b"x")
+    assert raised.value.filename == str(tmp_path / "gone" / "c.bin")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_vanishes_meanwhile_is_not_begun_anew(tmp_path: Path) -> None:

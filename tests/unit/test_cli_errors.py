@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lsmha.config import TrainConfig
-from orchestrator.cluster import Capacity, check_capacity, concurrent_trials
+from orchestrator.capacity import Capacity, check_capacity, concurrent_trials
 from orchestrator.errors import UserError
 from orchestrator.search_space import SearchSpace
 from orchestrator.study import ProposalStudy
@@ -494,7 +494,7 @@ def test_damaged_parquet(refused, tmp_path: Path, content: str) -> None:
 def test_more_than_the_cluster_has(settings: dict[str, Any], words: tuple[str, ...]) -> None:
     config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, **settings})
     with pytest.raises(UserError) as caught:
-        check_capacity(config, Capacity(nodes=((4, 0), (4, 0))))
+        check_capacity(config, Capacity(present=((4, 0), (4, 0))))
     assert_words(str(caught.value), words)
 
 
@@ -510,11 +510,11 @@ def test_more_than_the_cluster_has(settings: dict[str, Any], words: tuple[str, .
 def test_workers_must_fit_on_nodes(nodes: Any, resources: dict[str, Any], places: int) -> None:
     config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, "resources": resources})
     with pytest.raises(UserError, match=f"have places for {places} worker"):
-        check_capacity(config, Capacity(nodes=nodes))
+        check_capacity(config, Capacity(present=nodes))
 
 
 def test_trials_at_a_time() -> None:
-    two_nodes = Capacity(nodes=((3, 0), (3, 1)))
+    two_nodes = Capacity(present=((3, 0), (3, 1)))
     assert concurrent_trials(ResourcesConfig(cpus_per_trial=2), two_nodes) == 2
     assert concurrent_trials(ResourcesConfig(cpus_per_trial=1, gpus_per_trial=0.3), two_nodes) == 3
     assert concurrent_trials(ResourcesConfig(cpus_per_trial=2, workers_per_trial=2), two_nodes) == 3
@@ -524,4 +524,4 @@ def test_trials_at_a_time() -> None:
 def test_what_the_cluster_has_is_allowed() -> None:
     resources = {"cpus_per_trial": 8, "gpus_per_trial": 2, "workers_per_trial": 2}
     config = SweepConfig.model_validate({"name": "a", "space": {"num_heads": [1]}, "resources": resources})
-    check_capacity(config, Capacity(nodes=((4, 1), (4, 1))))
+    check_capacity(config, Capacity(present=((4, 1), (4, 1))))

@@ -126,16 +126,18 @@ def test_whoever_waits_can_be_woken_without_news() -> None:
 def test_a_crew_that_is_gone_hands_over_its_job_and_all_news() -> None:
     async def test() -> None:
         board = await board_with("a", "b", "c")
+        await board.join("one", "here")
+        await board.join("one", "there")
         await board.take("one")
         await board.take("two")
         await board.tell("one", "epoch", 1)
         news = [("started", "a", None), ("started", "b", None), ("epoch", "a", 1)]
-        assert await board.hand_over("one") == Handover(news, "a")
-        assert await board.hand_over("one") == Handover([], None)
+        assert await board.hand_over("one") == Handover(news, "a", ["here", "there"])
+        assert await board.hand_over("one") == Handover([], None, [])
         assert await taken(board, "one") is None  # a crew taken for dead gets no other job
         await board.tell("two", "completed", 2)
-        assert await board.hand_over("two") == Handover([("completed", "b", 2)], None)
-        assert await board.hand_over("never seen") == Handover([], None)
+        assert await board.hand_over("two") == Handover([("completed", "b", 2)], None, [])
+        assert await board.hand_over("never seen") == Handover([], None, [])
 
     run(test())
 
@@ -165,5 +167,16 @@ def test_nothing_is_told_of_a_job_after_its_end(end: str) -> None:
         with pytest.raises(KeyError):
             await board.tell("one", "epoch", 2)
         assert [kind for kind, *_ in await board.news()] == ["started", end]
+
+    run(test())
+
+
+def test_crews_that_have_not_begun_are_told_when_all_are_dismissed() -> None:
+    async def test() -> None:
+        board = await board_with("a", crews=("one", "two", "three"))
+        await board.join("one", "here")
+        await board.hand_over("three")
+        assert await board.dismiss_all() == {"two"}
+        assert await board.dismiss_all() == set()
 
     run(test())

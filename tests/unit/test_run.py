@@ -12,7 +12,7 @@ from conftest import snapshot
 from rich.console import Console
 
 from orchestrator import run
-from orchestrator.cluster import Capacity
+from orchestrator.capacity import Capacity
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
 from orchestrator.ownership import has_owner, owned
@@ -27,6 +27,8 @@ QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
 @pytest.fixture(autouse=True)
 def _cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "connect", lambda *_, **__: nullcontext(Capacity(((2, 0.0),))))
+    monkeypatch.setattr(run, "ends_if_cluster_is_lost", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(run, "check_shared", lambda _: None)
 
 
 def break_sweep(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:

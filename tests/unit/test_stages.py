@@ -13,7 +13,7 @@ from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord
 from orchestrator.stages import _Entry, _Recorder, bad_metric
-from orchestrator.trial import TrialJob
+from orchestrator.trial import GPU_MEMORY, TrialJob
 
 EPOCH: dict[str, Any] = {
     "epoch": 1,
@@ -51,6 +51,22 @@ def test_a_test_metric_that_is_none(value: Any) -> None:
     )
 
 
+class Noted:
+    """What metrics are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def started(self, run_id: str, *, finalist: bool) -> None:
+        self.told.append(("started", run_id, finalist))
+
+    def epoch_ended(self, run_id: str, images_per_s: Any, gpu_memory_gib: Any) -> None:
+        self.told.append(("epoch", run_id, images_per_s, gpu_memory_gib))
+
+    def ended(self, record: TrialRecord) -> None:
+        self.told.append(("ended", record.id, record.status))
+
+
 class Recorded:
     """A recorder of one job, and what it recorded."""
 
@@ -64,7 +80,14 @@ class Recorded:
             "t0000", tiny_model(), tiny_recipe(epochs=2), self.checkpoint, folder / "out" if export else None
         )
         entry = _Entry(job, "k" * 64, "t0000", {"num_heads": 2}, 1.5)
-        self.recorder = _Recorder({"t0000": entry}, Progress(Console(quiet=True)), workers=3, add=self.add)
+        self.metrics = Noted()
+        self.recorder = _Recorder(
+            {"t0000": entry},
+            Progress(Console(quiet=True)),
+            self.metrics,  # type: ignore[arg-type]
+            workers=3,
+            add=self.add,
+        )
 
     def add(self, record: TrialRecord) -> None:
         assert all(file.exists() for file in checkpoint_files(self.checkpoint)), "the record comes first"
@@ -95,6 +118,21 @@ def test_a_completed_job(tmp_path: Path) -> None:
     assert (record.status, record.epochs, record.seconds, record.val_accuracy) == ("completed", 2, 1.5, 0.5)
     assert (record.test_accuracy, record.precision, record.train_device, record.error) == (None, "fp32", "cpu", None)
     assert [metrics["epoch"] for metrics in record.curve] == [1, 2]
+
+
+def test_gpu_memory_is_for_the_metrics_alone(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder.started("t0000")
+    recorded.recorder.epoch_ended("t0000", epoch(1) | {GPU_MEMORY: 2.5})
+    recorded.recorder.epoch_ended("t0000", {"epoch": 2})  # a worker that tells little
+    recorded.recorder.failed("t0000", "no more")
+    assert recorded.record.curve == [epoch(1)]
+    assert recorded.metrics.told == [
+        ("started", "t0000", False),
+        ("epoch", "t0000", 100.0, 2.5),
+        ("epoch", "t0000", None, None),
+        ("ended", "t0000", "failed"),
+    ]
 
 
 def test_a_job_that_was_begun_anew_repeats_an_epoch(tmp_path: Path) -> None:

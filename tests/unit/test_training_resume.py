@@ -144,11 +144,13 @@ def test_finished_run_resumes_to_itself(tiny: Dataset, tmp_path: Path) -> None:
 def test_saving_is_repeatable_and_leaves_the_run_alone(tiny: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(epochs=2, ema_decay=0.9)
     silent = train(tiny_model(), recipe, tiny, device=CPU)
+    folder = tmp_path / "saved"
+    folder.mkdir()
     saving = train(
-        tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda trainer, _: trainer.save(tmp_path / "deep" / "x.pt")
+        tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda trainer, _: trainer.save(folder / "x.pt")
     )
     _assert_same_run(silent, saving, tmp_path)
-    assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == ["x.previous.pt", "x.pt"]
+    assert sorted(path.name for path in folder.iterdir()) == ["x.previous.pt", "x.pt"]
 
 
 @pytest.mark.parametrize(
