@@ -7,8 +7,10 @@ machine, all at once. Needs root and Linux namespaces; `why_not` says what is mi
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -77,6 +79,8 @@ class Host:
             f"AuthorizedKeysFile /mnt/network/key.pub\nStrictModes no\nUsePAM no\nPidFile none\n"
             "PasswordAuthentication no\nPermitRootLogin prohibit-password\nPrintMotd no\nUseDNS no\n"
         )
+        # The Python that runs this may lie where a host has folders of its own.
+        kept = " ".join(shlex.quote(path) for path in dict.fromkeys([sys.base_prefix, sys.prefix]))
         # The first process must reap what others leave behind: `ray stop` takes zombies for running processes.
         boot = f"""
             set -eu
@@ -87,10 +91,12 @@ class Host:
             mount --bind {self.folder} /mnt/host
             mount --bind {self.network.folder} /mnt/network
             mount --bind {self.network.shared} /mnt/lsmha
+            for kept in {kept}; do mkdir -p /mnt/kept$kept; mount --bind $kept /mnt/kept$kept; done
             for folder in /tmp /run /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs $folder; done
             mkdir -p /run/sshd
             mount -t tmpfs -o mode=755 tmpfs /home
             mkdir -m 700 {HOME}
+            for kept in {kept}; do mkdir -p $kept; mount --bind /mnt/kept$kept $kept; done
             mount --bind /mnt/host/passwd /etc/passwd
             mount --bind /mnt/host/hosts /etc/hosts
             ip link set lo up
