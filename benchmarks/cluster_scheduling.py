@@ -9,8 +9,7 @@ of those would not fit into one machine's memory). Needs root, as the hosts do.
 
 - cold: 200 crews are started at once, each gets a trial, and no trial ends before all 200 have begun: so many really
   run at a time.
-- warm: the same again ten times over, 2,000 trials that end at once: what a trial waits for its next crew, and
-  whether any crew goes without.
+- warm: 2,000 trials that end at once, in processes that are there already: what board, driver and network cost.
 """
 
 from __future__ import annotations
@@ -198,12 +197,11 @@ def main() -> None:
 The hosts are namespaces of one machine with {os.cpu_count()} cores ({_processor()}), each claiming {CREWS // HOSTS}
 CPUs: the cold start is that of {CREWS} Python processes on those few cores, and takes less time on {HOSTS} machines.
 Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through the board, the
-driver and the network, and trains nothing.
+driver and the network, and trains nothing: the crews that came first had done all before the others had begun.
 """
     print(told)
     if arguments.out is not None:
         arguments.out.write_text(told)
-        arguments.out.with_suffix(".json").write_text(json.dumps(measured) + "\n")
 
 
 def _processor() -> str:
