@@ -139,7 +139,3 @@ def analyze_checkpoint(
 def _check(checkpoint: Path, dataset: Dataset, num_heads: int | None) -> None:
     model = load_checkpoint(checkpoint, img_size=dataset.img_size, num_heads=num_heads)
     check_fit(model, dataset)
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
-from orchestrator.errors import ClusterLostError, UserError, describe_validation_error, print_error
+from orchestrator.errors import UserError, describe_validation_error, print_error
 from orchestrator.interrupts import Interrupted
 from orchestrator.locations import location
 from orchestrator.storage_errors import StorageError, describe_storage_error, storage_error_in
@@ -284,7 +284,7 @@ def main() -> None:
         _fail(str(error), 2)
     except ValidationError as error:
         _fail(describe_validation_error(error), 2)
-    except (StorageError, ClusterLostError) as error:
+    except StorageError as error:
         _fail(str(error), error.exit_code)
     except Interrupted as signalled:
         sys.exit(signalled.exit_code)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 import ray
 
-from orchestrator.errors import ClusterLostError, print_error
+from orchestrator.ending_process import end_process
+
+EXIT_CODE = 4
 
 HEAD_PATIENCE_S = 20.0
 """How long the head may be silent: networks hiccup. Ray itself ends the process, from compiled code, after a minute."""
@@ -24,13 +26,10 @@ OWN_PATIENCE_S = 4.0
 def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End the process should the cluster be lost while the block runs, which may wait in Ray's compiled code by then.
 
-    `when_lost` is called before that, once, maybe in another thread; `advice` ends the line on standard error.
-
-    Raises:
-        ClusterLostError: The block itself noticed it, by whatever exception.
+    `when_lost` is called before that, once, in another thread; `advice` ends the line on standard error.
     """
     context = ray.get_runtime_context()
-    head = _end(context.gcs_address)
+    head = _host_and_port(context.gcs_address)
     node = next(one for one in ray.nodes() if one["NodeID"] == context.get_node_id())
     own = (node["NodeManagerAddress"], node["NodeManagerPort"])
     message = f"the Ray cluster at {head[0]}:{head[1]} is lost: %s; {advice}"
@@ -51,13 +50,15 @@ def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lamb
             over.wait(0.5)
         return None
 
+    def end(what: str) -> NoReturn:
+        with telling:  # never given back: the process ends
+            end_process(EXIT_CODE, message % what, last_work=when_lost)
+
     def watch() -> None:
         while not over.wait(1.0):
             what = loss(own_patience_s=OWN_PATIENCE_S, head_patience_s=HEAD_PATIENCE_S)
-            if what is not None and telling.acquire(blocking=False):
-                when_lost()
-                print_error(message % what)
-                os._exit(ClusterLostError.exit_code)
+            if what is not None:
+                end(what)
 
     threading.Thread(target=watch, name="cluster loss", daemon=True).start()
     try:
@@ -67,10 +68,8 @@ def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lamb
         what = loss(own_patience_s=1.0, head_patience_s=1.0)
         if what is None:
             raise
-        if not telling.acquire(blocking=False):
-            threading.Event().wait()  # the other thread is about to end the process
-        when_lost()
-        raise ClusterLostError(message % what) from None
+        # Not by an exception: on its way out Ray would wait for the cluster to take its leave.
+        end(what)
     finally:
         over.set()
 
@@ -84,6 +83,6 @@ def answers(host: str, port: int) -> bool:
         return False
 
 
-def _end(address: str) -> tuple[str, int]:
+def _host_and_port(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)

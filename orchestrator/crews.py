@@ -118,9 +118,10 @@ class Crews:
         idle = ray.get(self._board.dismiss_all.remote())
         if resources.workers_per_trial == 1:
             # They wait for room on nodes that did not come, or not again; the autoscaler need not look for it now.
+            # By force: one that begins just then would be interrupted within an import, and its process go on, spoilt.
             for task, crew in crews.items():
                 if crew in idle:
-                    ray.cancel(task)
+                    ray.cancel(task, force=True)
 
     def _start(self, resources: ResourcesConfig) -> tuple[ray.ObjectRef, str]:
         crew = next(self._names)

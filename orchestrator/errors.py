@@ -24,12 +24,6 @@ class UserError(ValueError):
         super().__init__(" ".join(message.splitlines()))
 
 
-class ClusterLostError(Exception):
-    """The cluster is gone under a running command: one line. The CLI exits with code 4."""
-
-    exit_code = 4
-
-
 def print_error(message: str) -> None:
     """The one line on standard error that ends a command."""
     print(f"error: {message}", file=sys.stderr, flush=True)

@@ -9,7 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
+
+from orchestrator.ending_process import end_process
 
 
 class Interrupted(BaseException):
@@ -52,8 +55,8 @@ def interrupts_as_exceptions(
         while True:
             left = None if deadline is None else max(0, deadline - time.monotonic())
             if not select.select([reader], [], [], left)[0]:
-                when_stuck(Interrupted(received_by_pipe[0]))
-                os._exit(128 + received_by_pipe[0])
+                interrupted = Interrupted(received_by_pipe[0])
+                end_process(interrupted.exit_code, last_work=partial(when_stuck, interrupted))
             numbers = os.read(reader, 64)
             if not numbers:  # the block has ended
                 break

@@ -41,8 +41,9 @@ class LatencyCache:
         self._config = config
         self._use_gpu = use_gpu if config.device == "auto" else config.device == "cuda"
         self._claim = {"GPU": 1} if self._use_gpu else {"CPU": capacity.node_cpus}
-        whole_device = {"num_gpus": 1, "num_cpus": 0} if self._use_gpu else {"num_cpus": capacity.node_cpus}
-        self._task = ray.remote(_measure).options(max_retries=3, name="latency", **whole_device)
+        self._task = ray.remote(_measure).options(
+            num_cpus=self._claim.get("CPU", 0), num_gpus=self._claim.get("GPU", 0), max_retries=3, name="latency"
+        )
         self._may_grow = bool(capacity.addable)
         self._known = known
         self._on_measured = on_measured

@@ -48,7 +48,6 @@ def run_sweep(
         UserError: Something asked for cannot work; nothing has been written.
         Interrupted: SIGINT or SIGTERM; what was done is in the folder, and the next session goes on from there.
         StorageError: The folder is full, read-only or gone; likewise.
-        ClusterLostError: The cluster's head is gone; likewise, on a new cluster.
     """
     build_space(config)
     with (

@@ -11,11 +11,12 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from background import wait_for
 
 TOOLS = {
     "ip": "iproute2",
@@ -110,14 +111,17 @@ class Host:
         """
         with open(self.folder / "boot.log", "wb") as log:
             self.init = subprocess.Popen(
-            # However this process ends, they end with it.
-            ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--kill-child", "bash", "-c", boot],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            start_new_session=True, env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
-        )  # fmt: skip
+                # However this process ends, they end with it.
+                ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--kill-child", "bash", "-c", boot],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+            )
         self.network.plug_in(self)
         try:
-            _wait_for(lambda: self.run("true", check=False).returncode == 0, f"sshd on {self.name}")
+            wait_for(lambda: self.run("true", check=False).returncode == 0, f"sshd on {self.name}")
         except TimeoutError as error:
             states = [self.run("true", check=False).stderr, (self.folder / "boot.log").read_text()]
             for command in (["ip", "neigh"], ["ip", "-br", "link"], self.inside("ip", "-br", "address")):
@@ -210,7 +214,7 @@ class Network:
 
     def plug_in(self, host: Host) -> None:
         """Connect a host that boots."""
-        _wait_for(lambda: _has_child(host), f"namespaces of {host.name}")
+        wait_for(lambda: _has_child(host), f"namespaces of {host.name}")
         outside, inside = (f"v{self.prefix.split('.')[2]}{end}{host.address.split('.')[3]}" for end in "ab")
         _ip("link", "delete", outside, check=False)  # of a host that was lost: the kernel takes its time
         _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
@@ -249,11 +253,3 @@ def _has_child(host: Host) -> bool:
         return host.pid > 0
     except (IndexError, OSError):
         return False
-
-
-def _wait_for(condition: Callable[[], bool], what: str, *, timeout: float = 60) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what} did not come up in {timeout:g} s")
-        time.sleep(0.1)

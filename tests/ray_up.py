@@ -7,8 +7,7 @@ import shlex
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -144,13 +143,3 @@ def _copy_of_sources(folder: Path) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE", "lsmha", "orchestrator"):
         subprocess.run(["cp", "-r", str(ROOT / name), str(folder)], check=True)
     return folder
-
-
-@contextmanager
-def running(cluster: Cluster) -> Iterator[Cluster]:
-    """The cluster, up for the block."""
-    cluster.up()
-    try:
-        yield cluster
-    finally:
-        cluster.down()

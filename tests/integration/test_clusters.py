@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from background import free_ports, running, wait_for
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
@@ -23,20 +20,6 @@ NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 """Cluster and sweeps without a token: which one a machine has on file is none of these tests' business."""
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.2)
-
-
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
     """A cluster of 3 CPUs: its address and its folder for temporary files, where the address is on file.
@@ -44,26 +27,15 @@ def head() -> Iterator[dict[str, str]]:
     It runs in the foreground of its own process: `ray stop` would stop every cluster of this machine.
     """
     folder = tempfile.mkdtemp(prefix="r")  # short: Ray's socket paths in it are limited to 107 bytes
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3",
                "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--include-dashboard=false",
                "--disable-usage-stats"]  # fmt: skip
-    process = subprocess.Popen(
-        command,
-        env={**os.environ, **NO_TOKEN, "RAY_TMPDIR": folder},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
     try:
-        wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, seconds=60)
-        yield {"address": address, "folder": folder}
+        with running(command, Path(folder) / "head.log", env=NO_TOKEN | {"RAY_TMPDIR": folder}):
+            wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, "the head", 60)
+            yield {"address": address, "folder": folder}
     finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
 
 

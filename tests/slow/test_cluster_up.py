@@ -11,11 +11,12 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from background import free_ports, wait_for
 from cluster_hosts import Host, Network, network, why_not
 from object_server import BUCKET, ObjectServer
 from ray_up import Cluster, prepare_installation
@@ -85,14 +86,6 @@ def logged(host: Host, pattern: str) -> list[str]:
     """Lines of the workers' logs on a host that match."""
     command = f"cat $RAY_TMPDIR/ray/session_latest/logs/worker-*.out | grep -P {shlex.quote(pattern)}"
     return host.run(command, check=False).stdout.splitlines()
-
-
-def wait_until(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain for {what}"
-        time.sleep(0.2)
-    return found
 
 
 def test_a_sweep_runs_on_both_hosts_and_ddp_across_them(cluster: Cluster, lan: Network) -> None:
@@ -195,13 +188,11 @@ def test_a_job_is_submitted_through_the_dashboard(cluster: Cluster, lan: Network
 @contextmanager
 def dashboard_tunnel(cluster: Cluster) -> Iterator[str]:
     """`ray dashboard`, as a user starts it; gives the URL at this end of its tunnel."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     log = cluster.home / "dashboard.log"
     tunnel = cluster.start("dashboard", "--port", str(port), str(cluster.spec), log=log)
     try:
-        wait_until(lambda: connects("127.0.0.1", port), "the tunnel")
+        wait_for(lambda: connects("127.0.0.1", port), "the tunnel", 120)
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(tunnel.pid, signal.SIGTERM)
@@ -224,7 +215,7 @@ def test_a_lost_worker_costs_no_trial_and_at_most_an_epoch(cluster: Cluster, lan
     (worker,) = cluster.workers
     log = cluster.home / "spot.log"
     driver = cluster.start("exec", str(cluster.spec), command, log=log)
-    interrupted = wait_until(lambda: under_way(worker), "trials under way")
+    interrupted = wait_for(lambda: under_way(worker), "trials under way", 120)
     lost = time.strftime("%Y-%m-%d %H:%M:%S")
     worker.lose()
     assert driver.wait(300) == 0, log.read_text()
@@ -267,15 +258,24 @@ def test_a_lost_head_ends_the_driver_in_one_line_and_the_run_goes_on_from_the_bu
     with open(log, "wb") as output:
         # On the worker: a driver on the head is lost with it.
         driver = subprocess.Popen(
-            worker.ssh(f"lsmha-sweep run /mnt/lsmha/head.yaml --out {run} --address {cluster.head.address}:6379"),
+            worker.ssh(
+                "PYTHONFAULTHANDLER=1 "
+                f"lsmha-sweep run /mnt/lsmha/head.yaml --out {run} --address {cluster.head.address}:6379"
+            ),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    wait_until(
+    wait_for(
         lambda: len(records(bucket)) >= 2 and bucket.names("runs/head/checkpoints"),
         "trials under way",
+        120,
     )
     cluster.head.lose()
-    assert driver.wait(120) == 4, log.read_text()
+    try:
+        wait_for(lambda: driver.poll() is not None, "the driver's end", 120)
+    except TimeoutError:
+        worker.run("pkill -ABRT lsmha-sweep; sleep 2; ps -ef", check=False)
+        raise AssertionError(log.read_text()) from None  # with what it was doing
+    assert driver.poll() == 4, log.read_text()
     *_, line = log.read_text().strip().splitlines()
     assert line.startswith(f"error: the Ray cluster at {cluster.head.address}:6379 is lost: its head does not answer; ")
     assert f"lsmha-sweep resume {run}" in line
@@ -309,6 +309,6 @@ def test_down_leaves_nothing_running(cluster: Cluster) -> None:
     assert any("raylet" in line for host in cluster.hosts for line in host.processes())
     cluster.down()
     # Ray stops the head; the workers then miss it.
-    wait_until(lambda: not any(host.processes() for host in cluster.hosts), "the end of all processes", 180)
+    wait_for(lambda: not any(host.processes() for host in cluster.hosts), "the end of all processes", 180)
     for host in cluster.hosts:
         assert {port for _, port in host.listeners()} == {22}

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -21,6 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
+from background import free_ports, running
 from ruamel.yaml import YAML
 from running_sweep import records, write_spec
 
@@ -83,7 +81,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, alone: Cli) -> Iterator[Wa
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed (Debian and Ubuntu: apt-get install prometheus)")
     folder = tmp_path_factory.mktemp("metrics")
-    gcs, dashboard, agent, client, autoscaler_metrics, dashboard_metrics, web = _free_ports(7)
+    gcs, dashboard, agent, client, autoscaler_metrics, dashboard_metrics, web = free_ports(7)
     (folder / "token").write_text(token := secrets.token_hex(32))
     env = {
         "RAY_AUTH_MODE": "token",
@@ -103,7 +101,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, alone: Cli) -> Iterator[Wa
         server = ["prometheus", f"--config.file={_settings(folder, temporary)}",
                   f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{web}"]  # fmt: skip
         for name, command in (("head", head), ("server", server)):
-            stack.enter_context(_running(command, folder / f"{name}.log", env=env))
+            stack.enter_context(running(command, folder / f"{name}.log", env=env))
         prometheus = Prometheus(f"127.0.0.1:{web}")
         _wait_for(prometheus.healthy, folder)
         spec, run = write_spec(folder / "space.yaml", **SWEEP), folder / "run"
@@ -218,23 +216,6 @@ def _settings(folder: Path, temporary: Path) -> Path:
     return folder / "prometheus.yml"
 
 
-@contextmanager
-def _running(command: list[str], log: Path, *, env: dict[str, str]) -> Iterator[None]:
-    """A process in the background; Ray's head ends its own children. (`ray stop` would end every cluster here.)"""
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env={**os.environ, **env}, stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-
-
 def _wait_for(condition: Callable[[], bool], logs: Path, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while True:
@@ -246,12 +227,3 @@ def _wait_for(condition: Callable[[], bool], logs: Path, seconds: float = 90) ->
         said = "\n".join(f"== {log}\n{log.read_text()}" for log in logs.glob("*.log"))
         assert time.monotonic() < deadline, f"waited in vain\n{said}"
         time.sleep(0.5)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, each another."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]
