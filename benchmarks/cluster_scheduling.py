@@ -187,6 +187,11 @@ def main() -> None:
     if arguments.drive:
         drive()
         return
+    import torch
+
+    from lsmha.hardware import device_name
+
+    cpu = device_name(torch.device("cpu"))
     measured = measure()
     told = f"""# {CREWS} trials at a time on {HOSTS} hosts: what scheduling costs
 
@@ -194,7 +199,7 @@ def main() -> None:
 
 {table(measured)}
 
-The hosts are namespaces of one machine with {os.cpu_count()} cores ({_processor()}), each claiming {CREWS // HOSTS}
+The hosts are namespaces of one machine with {os.cpu_count()} cores ({cpu}), each claiming {CREWS // HOSTS}
 CPUs: the cold start is that of {CREWS} Python processes on those few cores, and takes less time on {HOSTS} machines.
 Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through the board, the
 driver and the network, and trains nothing: the crews that came first had done all before the others had begun.
@@ -202,13 +207,6 @@ driver and the network, and trains nothing: the crews that came first had done a
     print(told)
     if arguments.out is not None:
         arguments.out.write_text(told)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import ray
 from orchestrator.ending_process import end_process
 
 EXIT_CODE = 4
+"""Of a command whose cluster was lost."""
 
 HEAD_PATIENCE_S = 20.0
 """How long the head may be silent: networks hiccup. Ray itself ends the process, from compiled code, after a minute."""

@@ -24,6 +24,7 @@ def end_process(code: int, message: str | None = None, *, last_work: Callable[[]
             last_work()
         except Exception as error:
             print_error(f"at the end: {describe_error(error)}")
+        sys.stdout.flush()  # here, since whoever reads it may have stopped
 
     working = threading.Thread(target=work, name="last work", daemon=True)
     working.start()
@@ -31,5 +32,4 @@ def end_process(code: int, message: str | None = None, *, last_work: Callable[[]
     Console().show_cursor()  # a progress display hides it in a terminal
     if message is not None:
         print_error(message)
-    sys.stdout.flush()
     os._exit(code)
