@@ -17,6 +17,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.capacity import Capacity, capacity_of_cluster
+from orchestrator.cluster_guard import cluster_guard
 from orchestrator.cluster_loss import answers
 from orchestrator.errors import UserError
 
@@ -69,10 +70,11 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
         if isinstance(error, ConnectionError) and wanted != "local":
             reason = "it answers, but lets only those in who have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token)"
         raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {reason}") from None
-    try:
-        yield capacity_of_cluster()
-    finally:
-        ray.shutdown()
+    with cluster_guard() if wanted == "local" else nullcontext():
+        try:
+            yield capacity_of_cluster()
+        finally:
+            ray.shutdown()
 
 
 def _private_folder() -> dict[str, str]:

@@ -188,7 +188,7 @@ class RunningSweep:
     def __init__(self, folder: Path, **sections: Any) -> None:
         spec = write_spec(folder / "space.yaml", **sections)
         self.folder = folder / "run"
-        self._mark = f"SWEEP_MARK={folder}"
+        self._mark = f"SWEEP_MARK={folder}".encode()
         self._output = (folder / "output").open("w+")
         command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec), "--out", str(self.folder)]
         self.process = subprocess.Popen(
@@ -215,15 +215,24 @@ class RunningSweep:
 
     def processes(self, title: str = "") -> list[int]:
         """Ids of the live processes of this sweep, its Ray cluster included, with `title` in their command line."""
-        found = []
-        for process in Path("/proc").glob("[0-9]*"):
-            try:
-                environment, command = (process / "environ").read_bytes(), (process / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if self._mark.encode() in environment.split(b"\0") and title.encode() in command:
-                found.append(int(process.name))
-        return found
+        return [
+            process
+            for process in map(int, filter(str.isdecimal, os.listdir("/proc")))
+            if self._owns(process) and (command := _read(process, "cmdline")) and title.encode() in command
+        ]
+
+    def _owns(self, process: int) -> bool:
+        # A process that gives itself a title overwrites its environment, one that begins a session leaves this one.
+        session = _read(process, "stat").rpartition(b")")[2].split()[3:4]
+        return session == [b"%d" % self.process.pid] or self._mark in _read(process, "environ").split(b"\0")
+
+
+def _read(process: int, name: str) -> bytes:
+    """What the kernel says of a process; nothing where it has ended."""
+    try:
+        return Path(f"/proc/{process}/{name}").read_bytes()
+    except OSError:
+        return b""
 
 
 def write_spec(path: Path, **sections: Any) -> Path:
