@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +25,10 @@ import torch
 from lsmha.analysis import Tap, build_readouts, fit_readouts, measure_fields, taps_of
 from lsmha.analysis.analyze import group_analyses
 from lsmha.analysis.streaming import stream_taps
+from lsmha.bench.random_data import random_dataset
+from lsmha.bench.turns import in_turns, ratios
 from lsmha.config import AnalysisConfig, AugmentConfig, ModelConfig, ReadoutConfig
-from lsmha.data import Dataset, LabeledImages
+from lsmha.data import Dataset
 from lsmha.hardware import device_name
 from lsmha.models import CCT
 from lsmha.training import evaluate
@@ -33,20 +36,8 @@ from lsmha.training import evaluate
 LABELS = 100
 
 
-def random_images(count: int, seed: int) -> LabeledImages:
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-    return LabeledImages(images, torch.arange(count) % LABELS)
-
-
-def random_dataset(test_images: int, train_images: int = 500) -> Dataset:
-    return Dataset.from_splits(
-        "random",
-        train=random_images(train_images, 0),
-        val=random_images(LABELS, 1),
-        test=random_images(test_images, 2),
-        class_names=[str(label) for label in range(LABELS)],
-    )
+def images_of(test: int, train: int = 500) -> Dataset:
+    return random_dataset(train=train, val=LABELS, test=test, num_classes=LABELS)
 
 
 def network(num_heads: int, device: torch.device) -> CCT:
@@ -72,24 +63,19 @@ class Timer:
             torch.cuda.synchronize()
 
 
-def in_turns(timer: Timer, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def timed(timer: Timer, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each way in each turn, after one turn that does not count."""
     for work in ways.values():
         work()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, work in ways.items():
-            times[name].append(timer(work))
-    return times
+    return in_turns({name: partial(timer, work) for name, work in ways.items()}, repeats)
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> str:
-    ratios = [above / below for above, below in zip(numerators, denominators, strict=True)]
-    return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+    return ratios(numerators, denominators).format(".3f")
 
 
 def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
-    dataset, timer = random_dataset(images), Timer(device)
+    dataset, timer = images_of(images), Timer(device)
     ways: dict[str, Callable[[], object]] = {}
     for heads in (4, 16, 64):
         model = network(heads, device)
@@ -99,7 +85,7 @@ def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
             ways[f"{name} {heads}"] = lambda model=model, readouts=readouts, accuracy=accuracy: measure_fields(
                 model, readouts, dataset, device=device, with_accuracy=accuracy
             )
-    times = in_turns(timer, ways, repeats)
+    times = timed(timer, ways, repeats)
     lines = [
         f"| fields of all heads and nodes of 7 blocks, {heads} heads, over one evaluation "
         f"| {ratio(times[f'fields {heads}'], times[f'evaluate {heads}'])} | <= 1.15 |"
@@ -115,7 +101,7 @@ def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
 
 def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]:
     """What fields add to a pass, without the pass: pooling and sums of tokens that are there already."""
-    dataset, timer = random_dataset(images), Timer(device)
+    dataset, timer = images_of(images), Timer(device)
     ways: dict[str, Callable[[], object]] = {}
     for heads in (4, 64):
         config = network(heads, device).config
@@ -124,7 +110,7 @@ def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]
         ways[str(heads)] = lambda stub=stub, readouts=readouts: measure_fields(
             stub, readouts, dataset, device=device, with_accuracy=False
         )
-    times = in_turns(timer, ways, repeats)
+    times = timed(timer, ways, repeats)
     return [f"| extra of the fields with 64 heads over that with 4 | {ratio(times['64'], times['4'])} | <= 1.1 |"]
 
 
@@ -145,7 +131,7 @@ class _Replay(CCT):
 
 
 def training_costs(images: int, repeats: int, device: torch.device) -> list[str]:
-    dataset, timer = random_dataset(LABELS, images), Timer(device)
+    dataset, timer = images_of(LABELS, images), Timer(device)
     model = network(16, device)
     taps = taps_of(model.config, ["attn"])
     recipe = ReadoutConfig(solver="sgd", pooling="sequence", epochs=1, augment=AugmentConfig(flip=True, translate=4))
@@ -153,14 +139,14 @@ def training_costs(images: int, repeats: int, device: torch.device) -> list[str]
     def fit(chosen: list[Tap]) -> None:
         fit_readouts(model, chosen, dataset, recipe, device=device)
 
-    times = in_turns(timer, {"all": lambda: fit(taps), "one": lambda: fit(taps[-1:])}, repeats)
+    times = timed(timer, {"all": lambda: fit(taps), "one": lambda: fit(taps[-1:])}, repeats)
     together = ratio(times["all"], times["one"])
     return [f"| training 7 read-outs together (sgd) over training the last one | {together} | <= 1.5 |"]
 
 
 def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str]:
     """One pass for all, against a pass of the test set for each head, silenced in the network's own mask."""
-    dataset, timer = random_dataset(images), Timer(device)
+    dataset, timer = images_of(images), Timer(device)
     model = network(16, device)
     taps = taps_of(model.config, ["attn"])
     readouts = build_readouts(model.config, taps, "mean", device=device, seed=0)
@@ -191,7 +177,7 @@ def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str
 
 def whole_analysis(images: int, device: torch.device) -> list[str]:
     """Fields, accuracies, clusters and symmetry of a 16-head network, beside its evaluation; and the memory of both."""
-    dataset, timer = random_dataset(images), Timer(device)
+    dataset, timer = images_of(images), Timer(device)
     model = network(16, device)
     readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
 

@@ -13,9 +13,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
 """Raised by each change after which the same settings train differently: results of two versions do not mix."""
 
+AttentionKernel = Literal["materialised", "sdpa", "sdpa-padded", "sdpa-fp32"]
+"""`materialised` computes the attention weights as a tensor; `sdpa` is torch's `scaled_dot_product_attention`, by the
+kernel that torch chooses; `sdpa-padded` the same on heads padded with zeros to a multiple of 8 channels, as fused
+kernels of GPUs want them; `sdpa-fp32` the same in float32, also where all else is bfloat16."""
 Pooling = Literal["mean", "sequence", "flatten"]
 Rule = Literal["softmax", "logits", "majority"]
 """What a committee sums: softmax outputs, logits, or votes."""
@@ -74,9 +78,9 @@ class ModelConfig(Config):
     """Stochastic depth of the last block; grows linearly from 0 at the first."""
     attn_drop: DropRate = 0.1
     """Dropout on the attention weights."""
-    attention: Literal["auto", "sdpa", "materialised"] = "auto"
-    """Attention kernel. `auto` materialises the weights when training on a CPU (1.3-1.4x faster there) and calls
-    `scaled_dot_product_attention` everywhere else (many heads at inference, GPUs)."""
+    attention: AttentionKernel | Literal["auto"] = "auto"
+    """Attention kernel. `auto` takes what a short measurement finds fastest on the device, for training and for
+    inference, and records it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,6 +105,11 @@ class ModelConfig(Config):
     def head_dim(self) -> int:
         """Width of one head."""
         return self.embed_dim // self.num_heads
+
+    @property
+    def has_attention(self) -> bool:
+        """Whether there is a transformer block: without one it is a plain CNN."""
+        return self.num_conv_blocks < self.depth
 
     @property
     def mlp_dim(self) -> int:

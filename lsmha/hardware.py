@@ -1,8 +1,9 @@
-"""The devices at hand: which to use, what they are called, and whether they compute in bfloat16."""
+"""The devices at hand: which to use, what they are called, whether they compute in bfloat16, and how busy they are."""
 
 from __future__ import annotations
 
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -42,6 +43,29 @@ def _cpu_supports_bf16() -> bool:
     if all(checks):
         return any(check() for check in checks if check)
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
+
+
+class UtilisationMeter:
+    """How busy this process keeps its device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._since = time.perf_counter(), time.process_time()
+
+    def read(self) -> float | None:
+        """Share of the time since the last reading, 0 to 1, in which the device computed.
+
+        On CPUs that of this process's threads (`torch.get_num_threads`). On GPUs what the driver says of its latest
+        fraction of a second, whoever computed; None where its library (nvidia-ml-py) is not installed.
+        """
+        if self._device.type == "cuda":
+            try:
+                return torch.cuda.utilization(self._device) / 100
+            except (ImportError, RuntimeError):
+                return None
+        (wall, busy), self._since = self._since, (time.perf_counter(), time.process_time())
+        passed = self._since[0] - wall
+        return (self._since[1] - busy) / passed / torch.get_num_threads() if passed > 0 else None
 
 
 def _cpuinfo(field: str) -> str:

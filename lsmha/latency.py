@@ -12,9 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 
+from lsmha.compute_plan import fastest_inference
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.hardware import device_name
-from lsmha.models.attention import attention_kernel
+from lsmha.models.attention import AttentionKernels, kernel_name
 from lsmha.models.cct import CCT
 
 _WARMUP_ITERATIONS = 3
@@ -46,7 +47,7 @@ class LatencyMeasurement:
     threads: int
     """CPU threads in use while timing."""
     attention: str
-    """Attention kernel in effect: sdpa or materialised; none for a plain CNN."""
+    """Attention kernel in effect, such as "materialised" or "sdpa (flash)"; "none" for a plain CNN."""
     torch_version: str
     """Version of torch, build included."""
 
@@ -75,12 +76,14 @@ def measure_latency(
 
 
 def _measure(model: CCT, latency: LatencyConfig, batch_size: int, device: torch.device) -> LatencyMeasurement:
-    config = model.config
+    config, dtype = model.config, _DTYPES[latency.dtype]
+    kernel = fastest_inference(config, batch_size=batch_size, dtype=dtype, device=device)
+    model.use_kernels(AttentionKernels(kernel, kernel))
+    query = torch.empty(batch_size, config.num_heads, config.num_tokens, config.head_dim, dtype=dtype, device=device)
     shape = (batch_size, config.in_channels, config.img_size, config.img_size)
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, _DTYPES[latency.dtype])
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     seconds, converged = _time_until_stable(partial(_timed_pass, model, images), latency)
     p25, median, p75, p90 = (np.percentile(seconds, (25, 50, 75, 90)) * 1e3 / batch_size).tolist()
-    kernel = attention_kernel(config.attention, device_type=device.type, training=False)
     return LatencyMeasurement(
         batch_size=batch_size,
         latency_ms=median,
@@ -92,7 +95,7 @@ def _measure(model: CCT, latency: LatencyConfig, batch_size: int, device: torch.
         dtype=latency.dtype,
         device=device_name(device),
         threads=torch.get_num_threads(),
-        attention="none" if config.num_conv_blocks == config.depth else kernel,
+        attention=kernel_name(kernel, query) if config.has_attention else "none",
         torch_version=str(torch.__version__),
     )
 

@@ -276,6 +276,29 @@ def prune(
     raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], Console(), address=address, quiet=quiet))
 
 
+@app.command(
+    epilog="Examples:\n\nlsmha-sweep bench\n\n"
+    "lsmha-sweep bench --variants cct_7_3x1_32 --device cuda --turns 9 --out results/h100"
+)
+def bench(
+    variants: Annotated[str, typer.Option(help="Published variants.")] = "cct_2_3x2_32,cct_7_3x1_32",
+    batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 128,
+    turns: Annotated[int, typer.Option(help="Measurements of each way to train.")] = 5,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[str | None, typer.Option(metavar="STEM", help="Also write STEM.md and STEM.json.")] = None,
+) -> None:
+    """Measure training throughput here, beside vit-pytorch's network in a plain loop (pip install vit-pytorch).
+
+    Takes some minutes; keep the machine idle meanwhile.
+    """
+    from orchestrator.training_bench import bench_training
+
+    bench_training(
+        variants.split(","), Console(), batch_size=batch_size, turns=turns, device=device,
+        out=None if out is None else Path(out),
+    )  # fmt: skip
+
+
 def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code of its own."""
     try:

@@ -16,18 +16,13 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from lsmha.environment import ALLOCATOR_ENVIRONMENT
 from orchestrator.capacity import Capacity, capacity_of_cluster
 from orchestrator.cluster_guard import cluster_guard
 from orchestrator.cluster_loss import answers
 from orchestrator.errors import UserError
 
-WORKER_ENVIRONMENT = {
-    # Big temporaries come back from glibc's own heap instead of from the kernel, page fault by page fault.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
-    "MALLOC_TOP_PAD_": str(1 << 26),
-    "RAY_TRAIN_V2_ENABLED": "1",
-}
+WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1"}
 
 
 @contextmanager

@@ -46,7 +46,7 @@ class Member:
 
     @property
     def is_cnn(self) -> bool:
-        return self.model.num_conv_blocks == self.model.depth
+        return not self.model.has_attention
 
 
 def load_members(ledgers: Sequence[Ledger]) -> list[Member]:

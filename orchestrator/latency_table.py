@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.hardware import default_device
 from lsmha.latency import measure_latency
 from lsmha.models import model_cost
 from orchestrator.errors import UserError
-from orchestrator.options import validated, variant_config
+from orchestrator.options import torch_device, validated, variant_config
 
 
 def show_latencies(
@@ -33,7 +31,7 @@ def show_latencies(
     base = variant_config(variant)
     sizes = _integers("--batch-sizes", settings["batch_sizes"])
     config = validated(LatencyConfig, {**settings, "batch_sizes": sizes})
-    device = default_device() if config.device == "auto" else _torch_device(config.device)
+    device = torch_device(config.device)
     heads = _integers("--num-heads", num_heads) if num_heads else [base.num_heads]
     convs = _integers("--num-conv-blocks", num_conv_blocks) if num_conv_blocks else [base.num_conv_blocks]
     models = [
@@ -68,17 +66,6 @@ def show_latencies(
         f"{variant} on {last['device']}, {last['dtype']}, {last['threads']} thread(s), torch {last['torch_version']}"
     )
     console.print(table)
-
-
-def _torch_device(name: str) -> torch.device:
-    """The torch device, if this machine has it.
-
-    Raises:
-        UserError: It has no GPU.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device: must be cpu or auto on a machine without a GPU, but got 'cuda'")
-    return torch.device(name)
 
 
 def _integers(option: str, text: str) -> list[int]:

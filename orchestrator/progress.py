@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,13 @@ from rich.text import Text
 from orchestrator.plain_text import print_plain
 from orchestrator.records import TrialRecord
 from orchestrator.search_space import Point
+
+_SHOWN = {
+    "val_accuracy": "val_accuracy {:.4f}",
+    "images_per_s": "{:,.0f} images/s",
+    "utilisation": "device {:.0%} busy",
+}
+"""What a running trial shows of its last epoch."""
 
 
 def describe_point(point: Point) -> str:
@@ -76,7 +84,7 @@ class Progress:
         self.running[run_id] = (point, epochs, {})
 
     def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
-        """A training run finished an epoch."""
+        """A training run finished an epoch; `metrics` may lack some."""
         point, epochs, _ = self.running[run_id]
         self.running[run_id] = (point, epochs, metrics)
 
@@ -87,7 +95,7 @@ class Progress:
             self.done += 1
             test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
             outcome = f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
-            outcome += f" ({record.seconds:.0f} s)"
+            outcome += f" ({record.seconds:.0f} s, {_pace(record.curve)} images/s)"
         else:
             self.failed += 1
             outcome = f"failed: {record.error}"
@@ -150,8 +158,10 @@ class LiveProgress(Progress):
         running = Table(box=None, padding=(0, 1), show_header=False)
         for run_id, (point, epochs, metrics) in self.running.items():
             epoch = f"epoch {metrics.get('epoch', 0)}/{epochs}"
-            accuracy = f"val_accuracy {metrics['val_accuracy']:.4f}" if metrics else ""
-            running.add_row(f"[cyan]{run_id}", describe_point(point), epoch, accuracy)
+            # A worker can tell anything; the record will say what is wrong with it.
+            told = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            shown = (form.format(told[name]) for name, form in _SHOWN.items() if name in told)
+            running.add_row(f"[cyan]{run_id}", describe_point(point), epoch, *shown)
         return Group(self._bars, counts, running, self._front_view)
 
 
@@ -167,6 +177,11 @@ def sweep_progress(console: Console, front: Callable[[], RenderableType], *, qui
         # Twice a second: latency is measured while this process draws.
         with Live(progress, console=console, refresh_per_second=2, transient=True):
             yield progress
+
+
+def _pace(curve: list[dict[str, float]]) -> str:
+    """Training images per second, of the median epoch: the first one may be slow."""
+    return f"{statistics.median(epoch['images_per_s'] for epoch in curve):,.0f}" if curve else "?"
 
 
 def _number(value: float | None) -> str:

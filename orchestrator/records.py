@@ -42,6 +42,8 @@ class TrialRecord:
     test_loss: float | None = None
     precision: str | None = None
     """`bf16` (autocast) or `fp32`."""
+    attention: str | None = None
+    """Attention kernel of training; `none` for a plain CNN."""
     train_device: str | None = None
     workers: int = 1
     """Ranks that trained together."""

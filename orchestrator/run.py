@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lsmha.config import RECIPE_VERSION
 from lsmha.data import Dataset
+from lsmha.provenance import git_revision, hardware, versions
 from orchestrator.capacity import check_capacity
 from orchestrator.cluster import connect
 from orchestrator.cluster_loss import ends_if_cluster_is_lost
@@ -26,7 +27,6 @@ from orchestrator.ownership import check_free, give_up, owned
 from orchestrator.plain_text import print_plain
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
-from orchestrator.provenance import git_revision, hardware, versions
 from orchestrator.records import Origin
 from orchestrator.report import front_table, show_results
 from orchestrator.search_space import SearchSpace

@@ -81,7 +81,8 @@ def train_one(
         return 1
     curve = events.result["curve"]
     write_table(folder / "curve.parquet", curve)
-    result = {name: events.result[name] for name in ("test_accuracy", "test_loss", "precision", "train_device")}
+    kept = ("test_accuracy", "test_loss", "precision", "attention", "train_device")
+    result = {name: events.result[name] for name in kept}
     result |= {name: curve[-1][name] for name in ("epoch", "val_accuracy", "val_loss")}
     result |= model_cost(model)._asdict() | {"seed": config.train.seed, "workers": asked.workers_per_trial}
     atomic_write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")

@@ -30,7 +30,7 @@ from orchestrator.records import TrialRecord, Wave, finalist_id, trial_id
 from orchestrator.search_space import Point, SearchSpace
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
-from orchestrator.trial import GPU_MEMORY, TrialJob
+from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
 
 
 def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
@@ -91,9 +91,9 @@ class _Recorder:
 
     def epoch_ended(self, job_id: str, told: dict[str, Any]) -> None:
         self._metrics.epoch_ended(job_id, told.get("images_per_s"), told.get(GPU_MEMORY))
-        metrics = {name: value for name, value in told.items() if name != GPU_MEMORY}
+        metrics = {name: value for name, value in told.items() if name not in (GPU_MEMORY, UTILISATION)}
         self._entries[job_id].curve[metrics["epoch"]] = metrics
-        self._progress.epoch_ended(job_id, metrics)
+        self._progress.epoch_ended(job_id, told)
 
     def warned(self, job_id: str, warning: str) -> None:
         self._progress.say(f"{job_id}: {warning}")
@@ -113,6 +113,7 @@ class _Recorder:
             test_accuracy=result.get("test_accuracy"),
             test_loss=result.get("test_loss"),
             precision=result["precision"],
+            attention=result["attention"],
             train_device=result["train_device"],
             curve=result["curve"],
         )

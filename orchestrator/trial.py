@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.hardware import UtilisationMeter
 from lsmha.paths import path_of
 from lsmha.training import DivergenceError, EpochMetrics, Trainer, train
 from lsmha.training.logits import save_logits
@@ -31,6 +32,8 @@ Tell = Callable[[str, Any], None]
 
 GPU_MEMORY = "gpu_memory_gib"
 """What is told of an epoch besides its metrics: the peak of GPU memory since the job began, 0 on CPUs."""
+UTILISATION = "utilisation"
+"""Likewise: how busy the device was in the epoch, 0 to 1; None where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +82,12 @@ def run_job(
     else:
         torch.cuda.init()  # before, there is nothing to reset
         torch.cuda.reset_peak_memory_stats(device)
+    utilisation = UtilisationMeter(device)
 
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if trainer.rank == 0:
             trainer.save(job.checkpoint)
-        tell("epoch", metrics.asdict() | {GPU_MEMORY: _peak_memory_gib(device)})
+        tell("epoch", metrics.asdict() | {GPU_MEMORY: _peak_memory_gib(device), UTILISATION: utilisation.read()})
 
     try:
         trainer = train(
@@ -100,7 +104,8 @@ def run_job(
         return None
     result: dict[str, Any] = {
         "curve": [metrics.asdict() for metrics in trainer.history],
-        "precision": trainer.precision,
+        "precision": trainer.plan.precision,
+        "attention": trainer.plan.attention.training if job.model.has_attention else "none",
         "train_device": device.type,
     }
     if job.export is not None and trainer.rank == 0:

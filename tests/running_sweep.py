@@ -31,7 +31,7 @@ from orchestrator.record_files import Record, read_record
 SWEEP = {
     "name": "faults",
     "data": {"name": "digits", "max_train_images": 200},
-    "model": {"embed_dim": 16, "mlp_ratio": 1.0},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialised"},
     "train": {"epochs": 8, "batch_size": 20, "precision": "fp32"},
     "space": {
         "num_heads": [1, 2, 4, 8],

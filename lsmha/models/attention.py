@@ -5,25 +5,64 @@ Shapes: B images, N tokens, D = embed_dim, H = num_heads, d = head_dim = D / H.
 
 from __future__ import annotations
 
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend
 
-AttentionKernel = Literal["sdpa", "materialised"]
+from lsmha.config import AttentionKernel
+
+PADDED_TO = 8
+"""Channels of a head that fused kernels want a multiple of."""
 
 
-def attention_kernel(setting: str, *, device_type: str, training: bool) -> AttentionKernel:
-    """The kernel that `setting` (`ModelConfig.attention`) stands for on a device, in training or at inference.
+class AttentionKernels(NamedTuple):
+    """The kernels of a network."""
 
-    `auto` follows measurements: on CPUs, materialising the weights trains 1.3-1.4x faster in bfloat16, while
-    `scaled_dot_product_attention` wins inference by up to 10x at 256 heads. On GPUs it has fused kernels for both, but
-    for head_dim 1 and 2 in float32, where torch falls back to materialising.
+    training: AttentionKernel
+    inference: AttentionKernel
+
+
+def default_kernels(device_type: str) -> AttentionKernels:
+    """Kernels that do well without a measurement.
+
+    On CPUs, materialising the weights trains faster in bfloat16 (by 2x at few heads, and not at hundreds), while
+    `scaled_dot_product_attention` wins inference by up to 10x at 256 heads. On GPUs it has fused kernels for both.
     """
-    if setting == "auto":
-        return "materialised" if device_type == "cpu" and training else "sdpa"
-    return "sdpa" if setting == "sdpa" else "materialised"
+    return AttentionKernels("materialised" if device_type == "cpu" else "sdpa", "sdpa")
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *, dropout: float = 0.0) -> Tensor:
+    """softmax(query key^T / sqrt(d)) value for each head, with dropout on the weights; all (B, H, N, d)."""
+    head_dim = query.shape[-1]
+    if kernel == "materialised":
+        # The query is scaled, not the product, which has N / d times as many elements.
+        attn_weights = (query * head_dim**-0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
+        if dropout:
+            attn_weights = F.dropout(attn_weights, dropout)
+        return attn_weights @ value
+    if kernel == "sdpa-padded":
+        query, key, value = (F.pad(one, (0, -head_dim % PADDED_TO)) for one in (query, key, value))
+    fused = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=head_dim**-0.5)
+    if kernel == "sdpa-fp32":
+        with torch.autocast(query.device.type, enabled=False):
+            return fused(query.float(), key.float(), value.float()).to(query.dtype)
+    return fused(query, key, value)[..., :head_dim]
+
+
+def kernel_name(kernel: AttentionKernel, query: Tensor) -> str:
+    """The kernel with, for `sdpa`, what torch runs for such a query (B, H, N, d) without dropout: `sdpa (flash)`."""
+    choice = getattr(torch, "_fused_sdp_choice", None)  # private, there from torch 2.0 to 2.15 at least
+    if kernel == "materialised" or choice is None:
+        return kernel
+    if kernel == "sdpa-padded":
+        query = F.pad(query, (0, -query.shape[-1] % PADDED_TO))
+    elif kernel == "sdpa-fp32":
+        query = query.float()
+    return f"{kernel} ({SDPBackend(choice(query, query, query)).name.removesuffix('_ATTENTION').lower()})"
 
 
 class MultiHeadAttention(nn.Module):
@@ -34,12 +73,15 @@ class MultiHeadAttention(nn.Module):
     of their projected outputs, plus the bias, is the layer's output.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, *, attn_drop: float, attention: str) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, attn_drop: float, attention: AttentionKernel | Literal["auto"]
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.attn_drop = attn_drop
-        self.attention = attention
+        self.kernels: AttentionKernels | None = None if attention == "auto" else AttentionKernels(attention, attention)
+        """Kernels to use; None for `default_kernels` of the device."""
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
@@ -49,13 +91,9 @@ class MultiHeadAttention(nn.Module):
         qkv = self.qkv(tokens).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         dropout = self.attn_drop if self.training else 0.0
-        kernel = attention_kernel(self.attention, device_type=tokens.device.type, training=self.training)
-        if kernel == "sdpa":
-            return F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        attn_weights = (query @ key.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
-        if dropout:
-            attn_weights = F.dropout(attn_weights, dropout)
-        return attn_weights @ value
+        kernels = self.kernels or default_kernels(tokens.device.type)
+        kernel = kernels.training if self.training else kernels.inference
+        return attend(query, key, value, kernel, dropout=dropout)
 
     def project(self, head_outputs: Tensor) -> Tensor:
         """Mix the heads, (B, H, N, d) -> (B, N, D)."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lsmha.config import ModelConfig
+from lsmha.models.attention import AttentionKernels
 from lsmha.models.blocks import ConvBlock, TransformerBlock
 from lsmha.models.tokenizer import PositionalEmbedding, Tokenizer
 
@@ -54,13 +55,19 @@ class CCT(nn.Module):
             (ConvBlock if index < config.num_conv_blocks else TransformerBlock)(config, drop_path)
             for index, drop_path in enumerate(drop_paths)
         )
-        has_transformer = config.num_conv_blocks < config.depth
-        self.positional_embedding = PositionalEmbedding(config) if has_transformer else None
+        self.positional_embedding = PositionalEmbedding(config) if config.has_attention else None
         self.norm = nn.LayerNorm(config.embed_dim)
         self.pool = SequencePooling(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, config.num_classes)
         self.apply(_init_weights)
         self.to(memory_format=torch.channels_last)  # convolutions are 1.03-1.35x faster so on CPUs
+
+    def use_kernels(self, kernels: AttentionKernels) -> None:
+        """Compute attention by these kernels from now on, where `config.attention` leaves the choice (`auto`)."""
+        if self.config.attention == "auto":
+            for block in self.blocks:
+                if isinstance(block, TransformerBlock):
+                    block.attn.kernels = kernels
 
     def forward_heads(self, images: Tensor, head_mask: Tensor | None = None) -> CCTOutput:
         """Classify images (B, C, img_size, img_size), keeping what every head said.

@@ -81,7 +81,7 @@ def _between_filters(config: ModelConfig) -> list[Connection]:
         )
         for block in range(1, config.num_conv_blocks)
     ]
-    return found + ([_classifier(config)] if config.num_conv_blocks == config.depth else [])
+    return found + ([_classifier(config)] if not config.has_attention else [])
 
 
 def _between_nodes(config: ModelConfig) -> list[Connection]:
@@ -95,7 +95,7 @@ def _between_nodes(config: ModelConfig) -> list[Connection]:
         if block > 0:
             found.append(Connection(f"{name}.linear1.weight", (0, config.mlp_dim), before, mlp))
         found.append(Connection(f"{name}.linear2.weight", (0, dim), mlp, after))
-    return found + ([_classifier(config)] if config.num_conv_blocks < config.depth else [])
+    return found + ([_classifier(config)] if config.has_attention else [])
 
 
 def _classifier(config: ModelConfig) -> Connection:

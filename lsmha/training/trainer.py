@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lsmha.checksums import DamagedFileError
+from lsmha.compute_plan import ComputePlan, plan_training
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset
-from lsmha.hardware import supports_bf16
 from lsmha.models import CCT, create_model
 from lsmha.paths import as_path
 from lsmha.training.checkpoints import load_state, save_state
@@ -104,10 +104,8 @@ class Trainer:
             if train_config.ema_decay
             else None
         )
+        self._follow(self._plan_of_rank_0())
         self.augment = Augmentation(train_config.augment, dataset.mean, dataset.std, dataset.num_classes)
-        self.autocast_bf16 = train_config.precision == "bf16" or (
-            train_config.precision == "auto" and supports_bf16(device)
-        )
         self.images, self.labels = _place(dataset, device)
         self.steps_per_epoch = len(dataset.train) // train_config.batch_size
         self.epoch = 0
@@ -119,9 +117,9 @@ class Trainer:
         return cast(CCT, self._ema.module) if self._ema is not None else self.model
 
     @property
-    def precision(self) -> str:
-        """`bf16` (autocast) or `fp32`, whichever the run trains in."""
-        return "bf16" if self.autocast_bf16 else "fp32"
+    def autocast_bf16(self) -> bool:
+        """Whether the run computes in bfloat16 where that is safe."""
+        return self.plan.precision == "bf16"
 
     def run_epoch(self) -> EpochMetrics:
         """Train one epoch and evaluate on the validation split.
@@ -170,6 +168,7 @@ class Trainer:
             "recipe": self._recipe(),
             "epoch": self.epoch,
             "history": [metrics.asdict() for metrics in self.history],
+            "plan": self.plan.to_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self._ema is None else self._ema.state_dict(),
@@ -193,6 +192,7 @@ class Trainer:
                 raise ValueError(
                     f"checkpoint {path} is of another run: its {name} is {state['recipe'][name]}, not {own}"
                 )
+        self._follow(ComputePlan.from_dict(state["plan"]))  # the numbers go on as they began
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self._ema is not None:
@@ -220,8 +220,23 @@ class Trainer:
             "model": self.model_config.model_dump(mode="json"),
             "train": self.config.model_dump(mode="json"),
             "data": f"{self.dataset.name}, {len(self.dataset.train)} images, {self.dataset.fingerprint}",
-            "precision": self.precision,
         }
+
+    def _plan_of_rank_0(self) -> ComputePlan:
+        plans: list[ComputePlan | None] = [None]
+        if self.rank == 0:
+            plans = [plan_training(self.model_config, self.config, device=self.device)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(plans, src=0, device=self.device)
+        assert plans[0] is not None
+        return plans[0]
+
+    def _follow(self, plan: ComputePlan) -> None:
+        self.plan = plan
+        """How the run is computed: as its first part was, if it went on from a checkpoint."""
+        self.model.use_kernels(plan.attention)
+        if self._ema is not None:
+            self.evaluated_model.use_kernels(plan.attention)
 
     def _batches(self) -> Iterator[Tensor]:
         """Indices of this rank's share of each global batch; the order depends on seed and epoch, not on the ranks."""
@@ -231,10 +246,14 @@ class Trainer:
         for step in range(self.steps_per_epoch):
             yield order[step * batch_size + self.rank : (step + 1) * batch_size : self.world_size]
 
-    def _train_step(self, batch: Tensor) -> Tensor:
+    def _inputs(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Augmented images and targets of a batch of indices."""
         images = self.images[batch].to(self.device, non_blocking=True)
         labels = self.labels[batch].to(self.device, non_blocking=True)
-        inputs, targets = self.augment(images, labels)
+        return self.augment(images, labels)
+
+    def _train_step(self, batch: Tensor) -> Tensor:
+        inputs, targets = self._inputs(batch)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_bf16):
             logits = self._replica(inputs)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
@@ -267,7 +286,7 @@ class Trainer:
         return (
             f"training diverged in epoch {self.epoch + 1} of {self.config.epochs}: {name} is {value} "
             f"(learning_rate={self.config.learning_rate:g}, optimizer={self.config.optimizer}, "
-            f"precision={self.precision}); lower learning_rate, or set grad_clip_norm or warmup_epochs"
+            f"precision={self.plan.precision}); lower learning_rate, or set grad_clip_norm or warmup_epochs"
         )
 
     def _share_buffers(self) -> None:

@@ -449,6 +449,11 @@ def test_samplers_take_the_largest_seed(sampler: str) -> None:
         (("latency", "cct_2_3x2_32", "--device", "tpu"), ("device", "'cuda'", "'tpu'")),
         (("latency", "cct_2_3x2_32", "--dtype", "fp8"), ("dtype", "'bf16'", "'fp8'")),
         (("latency", "cct_2_3x2_32", "--threads", "0"), ("threads", "0")),
+        (("bench", "--variants", "resnet"), ("--variants", "cct_7_3x1_32", "'resnet'")),
+        (("bench", "--batch-size", "0"), ("--batch-size", "at least 1", "0")),
+        (("bench", "--turns", "0"), ("--turns", "at least 1", "0")),
+        (("bench", "--device", "tpu"), ("--device", "auto, cpu or cuda", "'tpu'")),
+        (("bench", "--out", "full/mine/x"), ("--out", "folder", "full/mine")),
     ],
 )
 def test_a_command_that_cannot_run(refused, tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]) -> None:
@@ -460,7 +465,8 @@ def test_a_command_that_cannot_run(refused, tmp_path: Path, arguments: tuple[str
 
 def test_no_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert_words(refused("latency", "cct_2_3x2_32", "--device", "cuda"), ("--device", "cpu or auto", "'cuda'"))
+    for command in (("latency", "cct_2_3x2_32"), ("bench",)):
+        assert_words(refused(*command, "--device", "cuda"), ("--device", "cpu or auto", "'cuda'"))
 
 
 @pytest.mark.parametrize("content", ["damaged file", "damaged image"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from lsmha import hardware
-from lsmha.hardware import default_device, device_name, supports_bf16
+from lsmha.hardware import UtilisationMeter, default_device, device_name, supports_bf16
 
 CPU = torch.device("cpu")
 TORCH_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -81,3 +83,23 @@ def test_cuda_bf16_counts_without_emulation(monkeypatch: pytest.MonkeyPatch, sup
 
 def test_torch_still_has_the_private_checks() -> None:
     assert all(callable(getattr(torch.cpu, name)) for name in TORCH_CHECKS)
+
+
+def test_a_cpu_is_as_busy_as_this_process_kept_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    wall, busy = iter([10.0, 14.0, 15.0, 15.0]), iter([3.0, 9.0, 9.5, 9.5])
+    clocks = SimpleNamespace(perf_counter=lambda: next(wall), process_time=lambda: next(busy))
+    monkeypatch.setattr(hardware, "time", clocks)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    meter = UtilisationMeter(CPU)
+    assert meter.read() == 0.75
+    assert meter.read() == 0.25
+    assert meter.read() is None  # no time has passed
+
+
+def test_a_gpu_is_as_busy_as_its_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = UtilisationMeter(torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 37 if device.index == 1 else 0)
+    assert meter.read() == 0.37
+    for error in (ModuleNotFoundError("pynvml"), RuntimeError("no driver")):
+        monkeypatch.setattr(torch.cuda, "utilization", Mock(side_effect=error))
+        assert meter.read() is None

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from lsmha import latency as latency_module
-from lsmha.config import LatencyConfig, ModelConfig
+from lsmha.config import AttentionKernel, LatencyConfig, ModelConfig
 from lsmha.hardware import device_name
 from lsmha.latency import LatencyMeasurement, measure_latency
 from lsmha.models import CCT
 
 CPU = torch.device("cpu")
-SMALL = ModelConfig(img_size=8, num_classes=3, embed_dim=8, depth=2, num_heads=2)
+SMALL = ModelConfig(img_size=8, num_classes=3, embed_dim=8, depth=2, num_heads=2, attention="sdpa")
 
 
 class FakeClock:
@@ -55,7 +55,7 @@ def test_one_row_per_batch_size_in_order() -> None:
     for row in rows:
         assert 0 < row.latency_p25_ms <= row.latency_ms <= row.latency_p75_ms <= row.latency_p90_ms
         assert row.iterations >= 3
-        assert (row.dtype, row.threads, row.attention) == ("fp32", 2, "sdpa")
+        assert (row.dtype, row.threads, row.attention) == ("fp32", 2, "sdpa (flash)")
         assert (row.device, row.torch_version) == (device_name(CPU), str(torch.__version__))
 
 
@@ -171,8 +171,7 @@ def test_weights_and_images_have_the_asked_type(
 @pytest.mark.parametrize(
     ("attention", "num_conv_blocks", "expected"),
     [
-        ("auto", 0, "sdpa"),
-        ("sdpa", 1, "sdpa"),
+        ("sdpa", 1, "sdpa (flash)"),
         ("materialised", 0, "materialised"),
         ("auto", 2, "none"),
         ("materialised", 2, "none"),
@@ -185,3 +184,21 @@ def test_attention_in_effect_is_named(attention: str, num_conv_blocks: int, expe
     latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=1e-6)
     (row,) = measure_latency(config, latency, device=CPU)
     assert row.attention == expected
+
+
+def test_attention_that_is_left_open_is_the_fastest_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    fastest: Iterator[AttentionKernel] = iter(["materialised", "sdpa-padded"])
+    asked: list[tuple[int, torch.dtype]] = []
+
+    def fastest_inference(
+        model: ModelConfig, *, batch_size: int, dtype: torch.dtype, device: torch.device
+    ) -> AttentionKernel:
+        asked.append((batch_size, dtype))
+        return next(fastest)
+
+    monkeypatch.setattr(latency_module, "fastest_inference", fastest_inference)
+    config = SMALL.model_copy(update={"attention": "auto"})
+    latency = LatencyConfig(batch_sizes=(1, 4), dtype="bf16", warmup_s=0, min_iterations=3, max_seconds=1e-6)
+    rows = measure_latency(config, latency, device=CPU)
+    assert [row.attention for row in rows] == ["materialised", "sdpa-padded (flash)"]
+    assert asked == [(1, torch.bfloat16), (4, torch.bfloat16)]

@@ -1,20 +1,27 @@
-"""Attention heads: they add up to the layer, either kernel gives the same, and masks silence them."""
+"""Attention heads: they add up to the layer, every kernel gives the same, and masks silence them."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
-from lsmha.config import ModelConfig
+from lsmha.config import AttentionKernel, ModelConfig
 from lsmha.models import CCT
-from lsmha.models.attention import AttentionKernel, MultiHeadAttention, attention_kernel, head_contributions
+from lsmha.models.attention import (
+    AttentionKernels,
+    MultiHeadAttention,
+    attend,
+    default_kernels,
+    head_contributions,
+    kernel_name,
+)
 
 EMBED_DIM = 16
 HEAD_COUNTS = (1, 2, 4, 8, 16)
-KERNELS: tuple[AttentionKernel, ...] = ("sdpa", "materialised")
+KERNELS: tuple[AttentionKernel, ...] = get_args(AttentionKernel)
 
 
 def _layer(num_heads: int, attention: str) -> MultiHeadAttention:
@@ -80,19 +87,93 @@ def test_attention_dropout_acts_in_training_only(attention: str) -> None:
     assert error.max() < 6
 
 
-@pytest.mark.parametrize(
-    ("setting", "device_type", "training", "kernel"),
-    [
-        ("auto", "cpu", True, "materialised"),
-        ("auto", "cpu", False, "sdpa"),
-        ("auto", "cuda", True, "sdpa"),
-        ("auto", "cuda", False, "sdpa"),
-        ("sdpa", "cpu", True, "sdpa"),
-        ("materialised", "cuda", False, "materialised"),
-    ],
-)
-def test_kernel_in_effect(setting: str, device_type: str, training: bool, kernel: str) -> None:
-    assert attention_kernel(setting, device_type=device_type, training=training) == kernel
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("head_dim", [1, 2, 3, 4, 8, 12, 32])
+def test_every_kernel_has_the_formula_and_its_gradient(
+    kernel: AttentionKernel, head_dim: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    generator = torch.Generator().manual_seed(head_dim)
+    inputs = [torch.randn(2, 3, 7, head_dim, generator=generator).to(dtype) for _ in range(3)]
+    upstream = torch.randn(2, 3, 7, head_dim, generator=generator)
+
+    def outputs_and_gradients(compute: Any, *values: Tensor) -> list[Tensor]:
+        leaves = [value.clone().requires_grad_() for value in values]
+        outputs = compute(*leaves)
+        return [outputs, *torch.autograd.grad((outputs * upstream.to(outputs.dtype)).sum(), leaves)]
+
+    def formula(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return torch.softmax(query @ key.mT / head_dim**0.5, dim=-1) @ value
+
+    found = outputs_and_gradients(lambda *qkv: attend(*qkv, kernel), *inputs)
+    expected = outputs_and_gradients(formula, *(one.double() for one in inputs))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
+
+
+def test_kernels_are_those_of_the_setting_or_chosen_or_the_default() -> None:
+    chosen = AttentionKernels("sdpa", "materialised")
+    for setting in KERNELS:
+        model = _model(attention=setting)
+        model.use_kernels(chosen)  # a setting is no choice
+        assert _kernels_of(model) == {AttentionKernels(setting, setting)}
+    model = _model()
+    assert _kernels_of(model) == {None}
+    model.use_kernels(chosen)
+    assert _kernels_of(model) == {chosen}
+    assert default_kernels("cpu") == ("materialised", "sdpa")
+    assert default_kernels("cuda") == ("sdpa", "sdpa")
+
+
+def _kernels_of(model: CCT) -> set[AttentionKernels | None]:
+    return {layer.kernels for layer in model.modules() if isinstance(layer, MultiHeadAttention)}
+
+
+def test_phases_have_their_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *, dropout: float) -> Tensor:
+        used.append(kernel)
+        return attend(query, key, value, kernel, dropout=dropout)
+
+    monkeypatch.setattr("lsmha.models.attention.attend", noted)
+    model = _model(num_conv_blocks=2)
+    for kernels, expected in (
+        (None, ["sdpa", "materialised"]),
+        (AttentionKernels("sdpa-padded", "materialised"), ["materialised", "sdpa-padded"]),
+    ):
+        if kernels is not None:
+            model.use_kernels(kernels)
+        used.clear()
+        model.eval()(_images())
+        model.train()(_images())
+        assert used == expected
+
+
+def test_a_kernel_is_named_with_what_torch_runs() -> None:
+    query = torch.randn(1, 4, 9, 2)
+    assert kernel_name("materialised", query) == "materialised"
+    assert kernel_name("sdpa", query) == "sdpa (flash)"  # on CPUs, for any head_dim
+    assert kernel_name("sdpa-padded", query) == "sdpa-padded (flash)"
+    assert kernel_name("sdpa-fp32", query.bfloat16()) == "sdpa-fp32 (flash)"
+
+
+def test_float32_attention_is_so_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    types: list[torch.dtype] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+
+    def noted(query: Tensor, *rest: Any, **settings: Any) -> Tensor:
+        types.append(query.dtype)
+        output = fused(query, *rest, **settings)
+        types.append(output.dtype)
+        return output
+
+    monkeypatch.setattr("lsmha.models.attention.F.scaled_dot_product_attention", noted)
+    query, key, value = torch.randn(3, 2, 4, 9, 2).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert attend(query, key, value, "sdpa-fp32").dtype == torch.bfloat16
+    assert types == [torch.float32, torch.float32]
 
 
 def test_full_mask_changes_nothing() -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from published_names import to_published_key
 from torch import Tensor
-from vit_pytorch import cct as vit_pytorch_cct
+from vit_pytorch.cct import sinusoidal_embedding
 
+from lsmha.bench.peers import vit_pytorch_cct
 from lsmha.config import ModelConfig
 from lsmha.models import CCT, create_model, from_compact_transformers
 from lsmha.models.tokenizer import sine_embedding
@@ -25,27 +26,6 @@ def _fixture() -> tuple[dict[str, Tensor], Tensor, Tensor]:
         tensors = {key: torch.from_numpy(arrays[key]) for key in arrays}
     weights = {key.removeprefix("param/"): value for key, value in tensors.items() if key.startswith("param/")}
     return weights, tensors["input"], tensors["logits"]
-
-
-def _vit_pytorch_twin(config: ModelConfig) -> torch.nn.Module:
-    """The same network in vit-pytorch, which has the published structure, `norm1` on the residual stream included.
-
-    Its one addition is dropout on the projection and in the MLP, which is off in eval mode.
-    """
-    return vit_pytorch_cct.CCT(
-        img_size=config.img_size,
-        n_input_channels=config.in_channels,
-        embedding_dim=config.embed_dim,
-        n_conv_layers=config.num_tokenizer_convs,
-        kernel_size=config.kernel_size,
-        stride=max(1, config.kernel_size // 2 - 1),
-        padding=max(1, config.kernel_size // 2),
-        num_layers=config.depth,
-        num_heads=config.num_heads,
-        mlp_ratio=config.mlp_ratio,
-        num_classes=config.num_classes,
-        positional_embedding=config.positional_embedding,
-    )
 
 
 def _scatter(model: torch.nn.Module) -> None:
@@ -109,7 +89,7 @@ def test_logits_of_vit_pytorch(settings: dict[str, Any]) -> None:
     config = ModelConfig(
         **{"img_size": 16, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": 4, "mlp_ratio": 2.0, **settings}
     )
-    twin = _vit_pytorch_twin(config).eval()
+    twin = vit_pytorch_cct(config).eval()
     _scatter(twin)
     theirs = twin.state_dict()
     model = CCT(config).eval()
@@ -129,7 +109,7 @@ def test_logits_of_vit_pytorch(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(("num_tokens", "embed_dim"), [(1, 1), (9, 5), (64, 128), (256, 256)])
 def test_sine_table_is_the_published_one(num_tokens: int, embed_dim: int) -> None:
     # The published table rounds its angles, up to num_tokens, to float32 before the sine.
-    expected = vit_pytorch_cct.sinusoidal_embedding(num_tokens, embed_dim)
+    expected = sinusoidal_embedding(num_tokens, embed_dim)
     torch.testing.assert_close(sine_embedding(num_tokens, embed_dim), expected, atol=1e-5 + num_tokens * 6e-8, rtol=0)
 
 

@@ -11,12 +11,12 @@ import pytest
 from conftest import snapshot
 from rich.console import Console
 
+from lsmha.provenance import versions
 from orchestrator import run
 from orchestrator.capacity import Capacity
 from orchestrator.errors import UserError
 from orchestrator.ledger import Ledger
 from orchestrator.ownership import has_owner, owned
-from orchestrator.provenance import versions
 from orchestrator.status import describe_stage
 from orchestrator.storage_errors import StorageError
 from orchestrator.sweep_yaml import load_sweep_config

@@ -13,7 +13,7 @@ from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord
 from orchestrator.stages import _Entry, _Recorder, bad_metric
-from orchestrator.trial import GPU_MEMORY, TrialJob
+from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
 
 EPOCH: dict[str, Any] = {
     "epoch": 1,
@@ -107,7 +107,7 @@ def epoch(number: int, **changed: Any) -> dict[str, Any]:
 
 
 def result(*curve: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"curve": list(curve), "precision": "fp32", "train_device": "cpu", **more}
+    return {"curve": list(curve), "precision": "fp32", "attention": "sdpa", "train_device": "cpu", **more}
 
 
 def test_a_completed_job(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_completed_job(tmp_path: Path) -> None:
 def test_gpu_memory_is_for_the_metrics_alone(tmp_path: Path) -> None:
     recorded = Recorded(tmp_path)
     recorded.recorder.started("t0000")
-    recorded.recorder.epoch_ended("t0000", epoch(1) | {GPU_MEMORY: 2.5})
+    recorded.recorder.epoch_ended("t0000", epoch(1) | {GPU_MEMORY: 2.5, UTILISATION: 0.5})
     recorded.recorder.epoch_ended("t0000", {"epoch": 2})  # a worker that tells little
     recorded.recorder.failed("t0000", "no more")
     assert recorded.record.curve == [epoch(1)]

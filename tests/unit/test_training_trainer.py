@@ -138,7 +138,7 @@ def test_precision_setting_is_what_the_network_computes_in(tiny: Dataset) -> Non
         trainer.model.head.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.append(out.dtype))
         trainer.run_epoch()
         assert set(dtypes) == {dtype}
-        assert trainer.precision == precision
+        assert trainer.plan.precision == precision
         assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 

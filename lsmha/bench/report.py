@@ -1,0 +1,82 @@
+"""What a comparison found, as a file for readers (Markdown) and one for programs (JSON)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lsmha.atomic import atomic_write_text
+from lsmha.provenance import git_revision, hardware, versions
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, in rows below a header."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Results of one command, and what they were made by."""
+
+    title: str
+    protocol: str
+    """What was done, for readers of the tables."""
+    command: str
+    tables: Sequence[Table]
+    results: Mapping[str, Sequence[Any]]
+    """Dataclasses, by kind."""
+
+    def write(self, stem: Path) -> None:
+        """Write `stem`.md and `stem`.json.
+
+        Raises:
+            OSError: There is no such folder, or the storage is full or read-only.
+        """
+        content = {
+            "title": self.title,
+            "protocol": self.protocol,
+            "command": self.command,
+            **_origin(),
+            "results": {kind: [asdict(one) for one in found] for kind, found in self.results.items()},
+        }
+        atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+        atomic_write_text(stem.with_suffix(".md"), self.markdown())
+
+    def markdown(self) -> str:
+        """The report for readers."""
+        return (
+            "\n\n".join(
+                [f"# {self.title}", self.protocol, f"    {self.command}", _origin_in_words()]
+                + [table.markdown() for table in self.tables]
+            )
+            + "\n"
+        )
+
+
+def _origin() -> dict[str, Any]:
+    return {
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "git_revision": git_revision(),
+    }
+
+
+def _origin_in_words() -> str:
+    machine, installed = hardware(), versions()
+    devices = ", ".join(
+        [f"{machine['cpu']}, {machine['cores']} cores, {torch.get_num_threads()} threads", *machine["gpus"]]
+    )
+    return f"{devices}; Python {installed['python']}, torch {installed['torch']}."

@@ -1,0 +1,81 @@
+"""The scripts in benchmarks/, at toy size: they run, and say what they measured."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str, out: Path) -> dict[str, Any]:
+    """What the script wrote for programs; its file for readers has a table of the same."""
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / f"{script}.py", *arguments, "--out", str(out)],
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = json.loads(out.with_suffix(".json").read_text())
+    text = out.with_suffix(".md").read_text()
+    assert text.startswith(f"# {content['title']}\n")
+    assert content["command"] in text
+    assert "| --- |" in text
+    (results,) = content["results"].values()
+    return {"results": results, **{name: value for name, value in content.items() if name != "results"}}
+
+
+def test_roofline(tmp_path: Path) -> None:
+    content = run(
+        "roofline", "--variants", "cct_2_3x2_32", "--num-heads", "4", "64", "--batch-size", "2", "--turns", "1",
+        out=tmp_path / "roofline",
+    )  # fmt: skip
+    few, many = content["results"]
+    assert few["gigaoperations"] == many["gigaoperations"] > 0
+    for one in (few, many):
+        assert min(one["arithmetic_ms"], one["memory_ms"], one["saved_mib"]) > 0
+        assert one["step_ms"]["median"] > max(one["arithmetic_ms"], one["memory_ms"])
+
+
+def test_loader_share(tmp_path: Path) -> None:
+    content = run("loader_share", "--variants", "cct_2_3x2_32", "--steps", "1", "--turns", "2", out=tmp_path / "loader")
+    plain, heavy = content["results"]
+    assert 0 < plain["share"]["median"] < heavy["share"]["median"]
+
+
+def test_trial_memory(tmp_path: Path) -> None:
+    content = run("trial_memory", "--images", "2000", "--crews", "2", out=tmp_path / "memory")
+    first, second = content["results"]
+    images_mib = 4000 * 3072 / 2**20
+    for one in (first, second):
+        assert one["resident"] > one["shared"] > images_mib
+
+
+@pytest.fixture
+def cifar(tmp_path: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 160), ("test", 20)):
+        images = []
+        for _ in range(count):
+            buffer = io.BytesIO()
+            Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "png")
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        table = pa.table({"img": images, "label": [number % 10 for number in range(count)]})
+        pq.write_table(table, tmp_path / f"{split}.parquet")
+    return tmp_path
+
+
+def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
+    content = run("equal_accuracy", str(cifar), "--epochs", "1", "--seeds", "0", "1", out=tmp_path / "accuracy")
+    found = [(one["way"], one["seed"]) for one in content["results"]]
+    assert found == [("lsmha", 0), ("vit-pytorch", 0), ("lsmha", 1), ("vit-pytorch", 1)]
+    assert all(0 <= one["test_accuracy"] <= 1 for one in content["results"])

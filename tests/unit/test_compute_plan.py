@@ -1,0 +1,176 @@
+"""What `auto` chooses: by time where it is clear, by the default where it is not, and what was chosen stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from tiny_data import tiny_dataset, tiny_model, tiny_recipe
+
+from lsmha import compute_plan
+from lsmha.compute_plan import ComputePlan, fastest, fastest_inference, plan_training
+from lsmha.config import AttentionKernel
+from lsmha.models import CCT
+from lsmha.models.attention import AttentionKernels
+from lsmha.training import Trainer, train
+
+CPU = torch.device("cpu")
+KERNELS = get_args(AttentionKernel)
+
+
+class Stopwatch:
+    """Stands in for the clock: each way takes the seconds that its name says, and is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
+        self.timed: list[str] = []
+        self.ways = {name: self._way(name) for name in seconds}
+        self._seconds, self._latest = seconds, ""
+        monkeypatch.setattr(compute_plan, "_seconds", self._time)
+
+    def _way(self, name: str) -> Callable[[], None]:
+        def work() -> None:
+            self._latest = name
+            if self._seconds[name] < 0:
+                raise torch.OutOfMemoryError("too large")
+
+        return work
+
+    def _time(self, work: Callable[[], None], device: torch.device) -> float:
+        work()
+        self.timed.append(self._latest)
+        return self._seconds[self._latest]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({"default": 1.0, "other": 0.95}, "default"),
+        ({"default": 1.0, "other": 0.85}, "other"),
+        ({"default": 1.0, "other": 0.85, "third": 0.8}, "third"),
+        ({"default": 5.0, "other": 1.0}, "other"),
+        ({"default": -1.0, "other": 1.0, "third": 0.95}, "other"),
+        ({"default": 1.0, "other": -1.0}, "default"),
+        ({"default": -1.0, "other": -1.0}, "default"),
+    ],
+)
+def test_the_default_gives_way_to_what_is_clearly_faster(
+    seconds: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fastest(Stopwatch(monkeypatch, seconds).ways, CPU) == expected
+
+
+def test_hopeless_ways_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch = Stopwatch(monkeypatch, {"default": 1.0, "slow": 2.1, "close": 1.9})
+    fastest(stopwatch.ways, CPU)
+    assert stopwatch.timed.count("slow") == 1
+    assert stopwatch.timed.count("close") == stopwatch.timed.count("default") > 3
+
+
+def test_one_way_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopwatch = Stopwatch(monkeypatch, {"only": -1.0})
+    assert fastest(stopwatch.ways, CPU) == "only"
+    assert stopwatch.timed == []
+
+
+def _asked_of(monkeypatch: pytest.MonkeyPatch) -> list[list[object]]:
+    """Ways that a plan was made from, in the order in which they are tried; the last one wins."""
+    asked: list[list[object]] = []
+
+    def last(ways: dict[object, Callable[[], None]], device: torch.device) -> object:
+        asked.append(list(ways))
+        for work in ways.values():
+            work()
+        return list(ways)[-1]
+
+    monkeypatch.setattr(compute_plan, "fastest", last)
+    compute_plan._plan_training.cache_clear()
+    return asked
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_is_left_open_is_measured(bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked_of(monkeypatch)
+    monkeypatch.setattr(compute_plan, "supports_bf16", lambda device: bf16)
+    model, recipe = tiny_model(attention="auto"), tiny_recipe(precision="auto")
+    plan = plan_training(model, recipe, device=CPU)
+    kernels = ["materialised", "sdpa", "sdpa-padded"]
+    in_bf16 = [("bf16", kernel) for kernel in (*kernels, "sdpa-fp32")] if bf16 else []
+    assert asked == [
+        [*in_bf16, *(("fp32", kernel) for kernel in kernels)],
+        ["sdpa", "materialised", "sdpa-padded"],
+    ]
+    assert plan == ComputePlan("fp32", AttentionKernels("sdpa-padded", "sdpa-padded"))
+    assert plan_training(model, recipe, device=CPU) == plan
+    assert plan_training(tiny_model(attention="auto", depth=5), recipe, device=CPU) == plan
+    assert len(asked) == 2  # of the same blocks, so not measured again
+
+
+def test_settings_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked_of(monkeypatch)
+    model = tiny_model(attention="sdpa-padded")
+    for precision in ("fp32", "bf16"):
+        plan = plan_training(model, tiny_recipe(precision=precision), device=CPU)
+        assert plan == ComputePlan(precision, AttentionKernels("sdpa-padded", "sdpa-padded"))
+    assert {len(ways) for ways in asked} == {1}
+
+
+def test_a_plain_cnn_has_no_kernels_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked_of(monkeypatch)
+    monkeypatch.setattr(compute_plan, "supports_bf16", lambda device: True)
+    plan_training(tiny_model(attention="auto", num_conv_blocks=2), tiny_recipe(precision="auto"), device=CPU)
+    assert [len(ways) for ways in asked] == [2, 1]
+
+
+def test_heads_of_whole_registers_are_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked_of(monkeypatch)
+    model = tiny_model(attention="auto", embed_dim=16, num_heads=2)
+    assert fastest_inference(model, batch_size=3, dtype=torch.bfloat16, device=CPU) == "sdpa-fp32"
+    assert asked == [["sdpa", "materialised", "sdpa-fp32"]]
+    assert fastest_inference(tiny_model(), batch_size=3, dtype=torch.float32, device=CPU) == "materialised"
+    assert len(asked) == 1  # a setting
+
+
+def test_a_real_measurement_leaves_the_random_state() -> None:
+    compute_plan._plan_training.cache_clear()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    model = tiny_model(attention="auto", attn_drop=0.5, num_conv_blocks=1)
+    plan = plan_training(model, tiny_recipe(precision="auto"), device=CPU)
+    assert plan.precision in ("bf16", "fp32")
+    assert fastest_inference(model, batch_size=2, dtype=torch.float32, device=CPU) in KERNELS
+    assert set(plan.attention) <= set(KERNELS)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_run_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, model = tiny_dataset(), tiny_model(attention="auto")
+    recipe = tiny_recipe(precision="auto", epochs=2, ema_decay=0.9)
+    first = ComputePlan("bf16", AttentionKernels("sdpa-padded", "materialised"))
+    second = ComputePlan("fp32", AttentionKernels("materialised", "sdpa"))
+    monkeypatch.setattr("lsmha.training.trainer.plan_training", lambda *_, device: first)
+    begun = Trainer(model, recipe, dataset, device=CPU)
+    begun.run_epoch()
+    begun.save(tmp_path / "run.pt")
+    begun.run_epoch()
+    monkeypatch.setattr("lsmha.training.trainer.plan_training", lambda *_, device: second)
+    assert Trainer(model, recipe, dataset, device=CPU).plan == second
+    ended = train(model, recipe, dataset, device=CPU, resume_from=tmp_path / "run.pt")
+    assert ended.plan == first
+    for network in (ended.model, ended.evaluated_model):
+        assert _kernels_of(network) == {first.attention}
+    assert ended.history[-1].train_loss == begun.history[-1].train_loss
+    assert ended.history[-1].val_loss == begun.history[-1].val_loss
+
+
+def _kernels_of(network: CCT) -> set[AttentionKernels | None]:
+    return {block.attn.kernels for block in network.blocks}  # type: ignore[union-attr,misc]
+
+
+def test_a_plan_travels_as_plain_values() -> None:
+    plan = ComputePlan("bf16", AttentionKernels("sdpa", "materialised"))
+    values = plan.to_dict()
+    assert values == {"precision": "bf16", "training_attention": "sdpa", "inference_attention": "materialised"}
+    assert ComputePlan.from_dict(values) == plan
