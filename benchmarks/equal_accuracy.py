@@ -24,6 +24,7 @@ from lsmha.bench.peers import vit_pytorch_cct
 from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset, load_dataset
+from lsmha.environment import restart_with_environment
 from lsmha.hardware import default_device
 from lsmha.models import VARIANTS
 from lsmha.training import evaluate, train
@@ -91,6 +92,7 @@ def summary(runs: list[Run]) -> Table:
 
 
 def main() -> None:
+    restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder or glob of CIFAR-10 as Parquet")
     parser.add_argument("--variant", default="cct_2_3x2_32", choices=sorted(VARIANTS))

@@ -20,6 +20,7 @@ from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
 from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import AugmentConfig, TrainConfig
+from lsmha.environment import restart_with_environment
 from lsmha.hardware import default_device
 from lsmha.models import VARIANTS
 from lsmha.training import Trainer
@@ -70,6 +71,7 @@ def share_of(variant: str, augmentation: str, *, steps: int, turns: int, device:
 
 
 def main() -> None:
+    restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
     parser.add_argument("--steps", type=int, default=8, help="steps of an epoch")

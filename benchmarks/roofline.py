@@ -24,6 +24,7 @@ from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
 from lsmha.bench.turns import Spread, in_turns
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.environment import restart_with_environment
 from lsmha.hardware import default_device
 from lsmha.models import VARIANTS, model_cost
 from lsmha.training import Trainer
@@ -123,6 +124,7 @@ def measure(variant: str, num_heads: int, *, batch_size: int, turns: int, device
 
 
 def main() -> None:
+    restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
     parser.add_argument("--num-heads", type=int, nargs="+", default=[4, 64])
