@@ -21,7 +21,9 @@ Precision = Literal["bf16", "fp32"]
 Way = TypeVar("Way", bound=Hashable)
 
 PROBE_IMAGES = 16
-"""Images of a measurement on a CPU, where time is proportional to them; GPUs get batches of the size that is asked."""
+"""Images of a measurement on a CPU at most, where time is proportional to them."""
+PROBE_WEIGHTS = 2**27
+"""Attention weights of a measurement at most, over all heads and images: other trials may share the memory."""
 PROBE_S = 0.1
 """How long ways are timed, but at least `PROBE_TURNS[0]` times each, and at most `PROBE_TURNS[1]` times."""
 PROBE_TURNS = (3, 20)
@@ -86,7 +88,7 @@ def _plan_training(
         for one in precisions
         for kernel in _kernels_to_try(model, device, training=True, bf16=one == "bf16")
     ]
-    images = _images(model, min(batch_size, PROBE_IMAGES) if device.type == "cpu" else batch_size, device)
+    images = _images(model, batch_size, device)
     labels = torch.arange(len(images), device=device) % model.num_classes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = CCT(model).to(device)
@@ -154,8 +156,12 @@ def _probe_of(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"depth": convs + transformers, "num_conv_blocks": convs, "drop_path": 0.0})
 
 
-def _images(model: ModelConfig, count: int, device: torch.device) -> torch.Tensor:
-    shape = (count, model.in_channels, model.img_size, model.img_size)
+def _images(model: ModelConfig, batch_size: int, device: torch.device) -> torch.Tensor:
+    """As many as are asked for, or as a measurement may have."""
+    most = PROBE_WEIGHTS // (model.num_heads * model.num_tokens**2)
+    if device.type == "cpu":
+        most = min(most, PROBE_IMAGES)
+    shape = (max(1, min(batch_size, most)), model.in_channels, model.img_size, model.img_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 

@@ -174,3 +174,12 @@ def test_a_plan_travels_as_plain_values() -> None:
     values = plan.to_dict()
     assert values == {"precision": "bf16", "training_attention": "sdpa", "inference_attention": "materialised"}
     assert ComputePlan.from_dict(values) == plan
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "expected"),
+    [({}, 3, 3), ({}, 500, 16), ({"embed_dim": 256, "num_heads": 256, "img_size": 32}, 500, 8)],
+)
+def test_a_measurement_takes_few_images_and_little_memory(settings: dict[str, int], asked: int, expected: int) -> None:
+    model = tiny_model(**settings)
+    assert len(compute_plan._images(model, asked, CPU)) == expected
