@@ -40,9 +40,10 @@ def bench_training(
     device = torch_device(device).type
     if out is not None:
         check_output_folder(out.parent)
-        out.parent.mkdir(parents=True, exist_ok=True)
     try:
         vit_pytorch_cct(configs[0].model_copy(update={"depth": 1}))
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
         with console.status("measuring") as status:
             speeds, speedups = compare_training(
                 variants, batch_size=batch_size, turns=turns, device=device, on_turn=status.update
@@ -67,7 +68,7 @@ def bench_training(
 def _shown(table: Table) -> RichTable:
     shown = RichTable()
     for index, name in enumerate(table.header):
-        shown.add_column(name, justify="left" if index < 2 else "right")
+        shown.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
     for cells in table.rows:
         shown.add_row(*(cell.strip("`") for cell in cells))
     return shown
