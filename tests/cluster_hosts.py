@@ -217,7 +217,7 @@ class Network:
         wait_for(lambda: _has_child(host), f"namespaces of {host.name}")
         outside, inside = (f"v{self.prefix.split('.')[2]}{end}{host.address.split('.')[3]}" for end in "ab")
         _ip("link", "delete", outside, check=False)  # of a host that was lost: the kernel takes its time
-        _ip("link", "add", outside, "type", "veth", "peer", "name", inside)
+        _ip("link", "add", outside, "type", "veth", "peer", "name", inside, "address", _hardware_address(host.address))
         _ip("link", "set", inside, "netns", str(host.pid), "name", "eth0")
         _ip("link", "set", outside, "master", self.bridge, "up")
 
@@ -232,12 +232,18 @@ def network(folder: Path, *, shared: Path) -> Iterator[Network]:
     for name in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     with ExitStack() as cleanup:
-        _ip("link", "add", made.bridge, "type", "bridge")
+        _ip("link", "add", made.bridge, "address", _hardware_address(made.gateway), "type", "bridge")
         cleanup.callback(_ip, "link", "delete", made.bridge)
         _ip("address", "add", f"{made.gateway}/24", "dev", made.bridge)
         _ip("link", "set", made.bridge, "up")
         cleanup.callback(lambda: [host.lose() for host in made.hosts])
         yield made
+
+
+def _hardware_address(address: str) -> str:
+    """A private one that follows from the address. Left to itself a bridge takes the lowest of those of its hosts, and
+    another one when that host is lost: the others then do not reach this machine for as long as they remember it."""
+    return ":".join(f"{part:02x}" for part in (2, 0, *map(int, address.split("."))))
 
 
 def _ip(*arguments: str, check: bool = True) -> None:
