@@ -27,8 +27,11 @@ def started(tmp_path: Path) -> Iterator[RunningSweep]:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("whom", ["process", "group"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code", "whom"),
+    [(signal.SIGINT, 130, "group"), (signal.SIGTERM, 143, "process"), (signal.SIGTERM, 143, "group")],
+    ids=["Ctrl-C", "kill", "a job scheduler"],
+)
 def test_an_interrupted_sweep_says_how_it_goes_on(
     number: signal.Signals,
     code: int,
@@ -37,7 +40,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on(
     sweep: Callable[..., Sweep],
     reference: Reference,
 ) -> None:
-    # A terminal and many a job scheduler signal the whole process group, the Ray cluster included.
+    # The process group is the Ray cluster, too.
     {"process": os.kill, "group": os.killpg}[whom](started.process.pid, number)
     assert started.process.wait(60) == code, started.output()
     started.wait_until(lambda: not started.processes(), seconds=10)
