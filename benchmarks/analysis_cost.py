@@ -15,7 +15,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,6 +30,7 @@ from lsmha.config import AnalysisConfig, AugmentConfig, ModelConfig, ReadoutConf
 from lsmha.data import Dataset
 from lsmha.hardware import device_name
 from lsmha.models import CCT
+from lsmha.stopwatch import seconds_of
 from lsmha.training import evaluate
 
 LABELS = 100
@@ -45,29 +45,11 @@ def network(num_heads: int, device: torch.device) -> CCT:
     return CCT(ModelConfig(num_heads=num_heads, num_classes=LABELS)).to(device).eval()
 
 
-class Timer:
-    """Wall time of a call, to the end of what it started on the device."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __call__(self, work: Callable[[], object]) -> float:
-        self._wait()
-        started = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - started
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-def timed(timer: Timer, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def timed(device: torch.device, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each way in each turn, after one turn that does not count."""
     for work in ways.values():
         work()
-    return in_turns({name: partial(timer, work) for name, work in ways.items()}, repeats)
+    return in_turns({name: partial(seconds_of, work, device) for name, work in ways.items()}, repeats)
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> str:
@@ -75,7 +57,7 @@ def ratio(numerators: list[float], denominators: list[float]) -> str:
 
 
 def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
-    dataset, timer = images_of(images), Timer(device)
+    dataset = images_of(images)
     ways: dict[str, Callable[[], object]] = {}
     for heads in (4, 16, 64):
         model = network(heads, device)
@@ -85,7 +67,7 @@ def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
             ways[f"{name} {heads}"] = lambda model=model, readouts=readouts, accuracy=accuracy: measure_fields(
                 model, readouts, dataset, device=device, with_accuracy=accuracy
             )
-    times = timed(timer, ways, repeats)
+    times = timed(device, ways, repeats)
     lines = [
         f"| fields of all heads and nodes of 7 blocks, {heads} heads, over one evaluation "
         f"| {ratio(times[f'fields {heads}'], times[f'evaluate {heads}'])} | <= 1.15 |"
@@ -101,7 +83,7 @@ def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
 
 def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]:
     """What fields add to a pass, without the pass: pooling and sums of tokens that are there already."""
-    dataset, timer = images_of(images), Timer(device)
+    dataset = images_of(images)
     ways: dict[str, Callable[[], object]] = {}
     for heads in (4, 64):
         config = network(heads, device).config
@@ -110,7 +92,7 @@ def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]
         ways[str(heads)] = lambda stub=stub, readouts=readouts: measure_fields(
             stub, readouts, dataset, device=device, with_accuracy=False
         )
-    times = timed(timer, ways, repeats)
+    times = timed(device, ways, repeats)
     return [f"| extra of the fields with 64 heads over that with 4 | {ratio(times['64'], times['4'])} | <= 1.1 |"]
 
 
@@ -131,7 +113,7 @@ class _Replay(CCT):
 
 
 def training_costs(images: int, repeats: int, device: torch.device) -> list[str]:
-    dataset, timer = images_of(LABELS, images), Timer(device)
+    dataset = images_of(LABELS, images)
     model = network(16, device)
     taps = taps_of(model.config, ["attn"])
     recipe = ReadoutConfig(solver="sgd", pooling="sequence", epochs=1, augment=AugmentConfig(flip=True, translate=4))
@@ -139,14 +121,14 @@ def training_costs(images: int, repeats: int, device: torch.device) -> list[str]
     def fit(chosen: list[Tap]) -> None:
         fit_readouts(model, chosen, dataset, recipe, device=device)
 
-    times = timed(timer, {"all": lambda: fit(taps), "one": lambda: fit(taps[-1:])}, repeats)
+    times = timed(device, {"all": lambda: fit(taps), "one": lambda: fit(taps[-1:])}, repeats)
     together = ratio(times["all"], times["one"])
     return [f"| training 7 read-outs together (sgd) over training the last one | {together} | <= 1.5 |"]
 
 
 def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str]:
     """One pass for all, against a pass of the test set for each head, silenced in the network's own mask."""
-    dataset, timer = images_of(images), Timer(device)
+    dataset = images_of(images)
     model = network(16, device)
     taps = taps_of(model.config, ["attn"])
     readouts = build_readouts(model.config, taps, "mean", device=device, seed=0)
@@ -168,7 +150,7 @@ def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str
 
     at_once = lambda: measure_fields(model, readouts, dataset, device=device, with_accuracy=False)  # noqa: E731
     at_once()
-    times = [timer(one_by_one) / timer(at_once) for _ in range(repeats)]
+    times = [seconds_of(one_by_one, device) / seconds_of(at_once, device) for _ in range(repeats)]
     return [
         f"| each of {len(taps) * heads} heads by its own silenced pass over all at once ({images} images) "
         f"| {statistics.median(times):.0f} | >= 20 |"
@@ -177,7 +159,7 @@ def silencing_costs(images: int, repeats: int, device: torch.device) -> list[str
 
 def whole_analysis(images: int, device: torch.device) -> list[str]:
     """Fields, accuracies, clusters and symmetry of a 16-head network, beside its evaluation; and the memory of both."""
-    dataset, timer = images_of(images), Timer(device)
+    dataset = images_of(images)
     model = network(16, device)
     readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
 
@@ -186,9 +168,9 @@ def whole_analysis(images: int, device: torch.device) -> list[str]:
         for tap in readouts:
             group_analyses(tap, fields[tap], AnalysisConfig(), conv=False)
 
-    analysis = timer(analyse)
+    analysis = seconds_of(analyse, device)
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # before the evaluation's larger batches
-    evaluation = timer(lambda: evaluate(model, dataset.test, dataset, device=device))
+    evaluation = seconds_of(lambda: evaluate(model, dataset.test, dataset, device=device), device)
     return [
         f"| analysis of {images:,} images (16 heads; fields, accuracies, clusters, symmetry) over their evaluation "
         f"({evaluation:.0f} s) | {analysis / evaluation:.3f} | <= 1.2 |",

@@ -122,9 +122,7 @@ def main() -> None:
         tables=[summary(runs)],
         results={"runs": runs},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

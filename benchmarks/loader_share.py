@@ -9,7 +9,6 @@ seconds of a pass over those of the epoch before it.
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.environment import restart_with_environment
 from lsmha.hardware import default_device
 from lsmha.models import VARIANTS
+from lsmha.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 AUGMENTATIONS = {
@@ -46,12 +46,12 @@ class Share:
 
 def prepare_only(trainer: Trainer, device: torch.device) -> float:
     """Seconds to prepare the batches of an epoch."""
-    started = time.perf_counter()
-    for batch in trainer._batches():
-        trainer._inputs(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
+
+    def prepare() -> None:
+        for batch in trainer._batches():
+            trainer._inputs(batch)
+
+    return seconds_of(prepare, device)
 
 
 def share_of(variant: str, augmentation: str, *, steps: int, turns: int, device: torch.device) -> Share:
@@ -97,9 +97,7 @@ def main() -> None:
         tables=[Table(["network", "augmentation", "images/s of training", "share", "bound"], rows)],
         results={"shares": shares},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.environment import restart_with_environment
 from lsmha.hardware import default_device
 from lsmha.models import VARIANTS, model_cost
+from lsmha.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 
@@ -53,16 +53,6 @@ class Step:
     def gap(self) -> float:
         """The step's time over its floor."""
         return self.step_ms.median / max(self.arithmetic_ms, self.memory_ms)
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
 
 
 def saved_bytes(trainer: Trainer, batch: torch.Tensor) -> int:
@@ -98,8 +88,8 @@ def measure(variant: str, num_heads: int, *, batch_size: int, turns: int, device
     target = torch.empty_like(source)
     ways: dict[str, Callable[[], float]] = {
         "step": lambda: batch_size / trainer.run_epoch().images_per_s,
-        "product": lambda: timed(lambda: left @ right, device),
-        "copy": lambda: timed(lambda: target.copy_(source), device),
+        "product": lambda: seconds_of(lambda: left @ right, device),
+        "copy": lambda: seconds_of(lambda: target.copy_(source), device),
     }
     for work in ways.values():
         work()
@@ -155,9 +145,7 @@ def main() -> None:
         tables=[Table(header, rows)],
         results={"steps": steps},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

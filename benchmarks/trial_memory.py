@@ -135,9 +135,7 @@ def main() -> None:
         tables=[Table(header, rows)],
         results={"memory": [one for memories in found.values() for one in memories]},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
 from lsmha.hardware import supports_bf16
 from lsmha.models.attention import PADDED_TO, AttentionKernels, default_kernels
 from lsmha.models.cct import CCT
+from lsmha.stopwatch import seconds_of
 
 Precision = Literal["bf16", "fp32"]
 Way = TypeVar("Way", bound=Hashable)
@@ -115,7 +116,7 @@ def fastest(ways: Mapping[Way, Callable[[], None]], device: torch.device) -> Way
     for way, work in ways.items():
         try:
             work()
-            first[way] = _seconds(work, device)
+            first[way] = seconds_of(work, device)
         except RuntimeError:
             continue
     close = [way for way, seconds in first.items() if seconds <= HOPELESS * min(first.values())]
@@ -127,7 +128,7 @@ def fastest(ways: Mapping[Way, Callable[[], None]], device: torch.device) -> Way
         if turn >= PROBE_TURNS[0] and time.perf_counter() >= deadline:
             break
         for way in close:
-            times[way].append(_seconds(ways[way], device))
+            times[way].append(seconds_of(ways[way], device))
     medians = {way: statistics.median(seconds) for way, seconds in times.items()}
     best = min(medians, key=medians.__getitem__)
     return best if medians[best] <= CLEARLY_FASTER * medians[close[0]] else close[0]
@@ -178,13 +179,3 @@ def _train(
 def _infer(network: CCT, images: torch.Tensor, kernel: AttentionKernel) -> None:
     network.use_kernels(AttentionKernels(kernel, kernel))
     network(images)
-
-
-def _seconds(work: Callable[[], None], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started

@@ -17,6 +17,7 @@ from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.hardware import device_name
 from lsmha.models.attention import AttentionKernels, kernel_name
 from lsmha.models.cct import CCT
+from lsmha.stopwatch import seconds_of
 
 _WARMUP_ITERATIONS = 3
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -123,16 +124,7 @@ def _time_until_stable(timed_pass: Callable[[], float], latency: LatencyConfig) 
 
 def _timed_pass(model: CCT, images: torch.Tensor) -> float:
     """Seconds of one forward pass, its launches on an accelerator included."""
-    _synchronise(images.device)
-    start = time.perf_counter()
-    model(images)
-    _synchronise(images.device)
-    return time.perf_counter() - start
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return seconds_of(partial(model, images), images.device)
 
 
 @contextmanager

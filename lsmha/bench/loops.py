@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Literal, Protocol
 
 import torch
@@ -13,6 +12,7 @@ from lsmha.bench.peers import vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset, normalise
+from lsmha.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 LoopName = Literal["lsmha", "vit-pytorch"]
@@ -64,19 +64,15 @@ class PlainLoop:
         self.num_params = _count(network)
 
     def run(self) -> float:
-        started = self._now()
+        return seconds_of(self._train, self._device)
+
+    def _train(self) -> None:
         for inputs, labels in self._batches:
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 loss = F.cross_entropy(self._network(inputs), labels)
             self._optimizer.zero_grad()
             loss.backward()
             self._optimizer.step()
-        return self._now() - started
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 def build_loop(name: LoopName, model: ModelConfig, train: TrainConfig, *, steps: int, device: torch.device) -> Loop:

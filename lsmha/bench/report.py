@@ -38,6 +38,12 @@ class Report:
     results: Mapping[str, Sequence[Any]]
     """Dataclasses, by kind."""
 
+    def publish(self, stem: Path | None) -> None:
+        """Print it, and write it if there is a stem (raises what `write` does)."""
+        print(self.markdown())
+        if stem is not None:
+            self.write(stem)
+
     def write(self, stem: Path) -> None:
         """Write `stem`.md and `stem`.json.
 

@@ -28,7 +28,7 @@ class Stopwatch:
         self.timed: list[str] = []
         self.ways = {name: self._way(name) for name in seconds}
         self._seconds, self._latest = seconds, ""
-        monkeypatch.setattr(compute_plan, "_seconds", self._time)
+        monkeypatch.setattr(compute_plan, "seconds_of", self._time)
 
     def _way(self, name: str) -> Callable[[], None]:
         def work() -> None:

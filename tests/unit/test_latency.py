@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from lsmha import latency as latency_module
+from lsmha import stopwatch
 from lsmha.config import AttentionKernel, LatencyConfig, ModelConfig
 from lsmha.hardware import device_name
 from lsmha.latency import LatencyMeasurement, measure_latency
@@ -130,7 +131,7 @@ def test_accelerator_is_idle_before_and_after_a_timed_pass(monkeypatch: pytest.M
     calls: list[str] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(str(device)))
     clock = SimpleNamespace(perf_counter=lambda: calls.append("clock") or 0.0)
-    monkeypatch.setattr(latency_module, "time", clock)
+    monkeypatch.setattr(stopwatch, "time", clock)
     images: Any = SimpleNamespace(device=torch.device("cuda:1"))
     latency_module._timed_pass(lambda _: calls.append("pass"), images)  # type: ignore[arg-type]
     assert calls == ["cuda:1", "clock", "pass", "cuda:1", "clock"]
