@@ -44,7 +44,7 @@ class Run:
 def train_plainly(network: nn.Module, recipe: TrainConfig, dataset: Dataset, device: torch.device) -> None:
     """The loop that a user writes, in float32."""
     network.to(device).train()
-    optimizer = build_optimizer(network, recipe)
+    optimizer = build_optimizer(network.named_parameters(), recipe)
     augment = Augmentation(recipe.augment, dataset.mean, dataset.std, dataset.num_classes)
     images, labels = dataset.train.images.to(device), dataset.train.labels.to(device)
     steps = len(labels) // recipe.batch_size

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import StochasticDepth
 
 from lsmha.config import ModelConfig
 from lsmha.models.attention import MultiHeadAttention
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., arXiv:1603.09382): in training, drops a branch for each image with probability p.
+
+    Not torchvision's, which draws in place: `torch.func.vmap` cannot draw that for each of several networks.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...), scaled by 1 / (1 - p) where it is kept."""
+        if not self.training or self.p == 0:
+            return branch
+        return branch * F.dropout(branch.new_ones(len(branch), *[1] * (branch.ndim - 1)), self.p)
 
 
 class TransformerBlock(nn.Module):
@@ -24,7 +40,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.linear1 = nn.Linear(dim, config.mlp_dim)
         self.linear2 = nn.Linear(config.mlp_dim, dim)
-        self.drop_path = StochasticDepth(drop_path, mode="row")
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, tokens: Tensor, head_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The block's tokens (B, N, D) and its head outputs before the projection (B, H, N, d)."""
@@ -56,7 +72,7 @@ class ConvBlock(nn.Module):
             self.layers = nn.Sequential(*_conv_bn_relu(dim, 3, groups=dim), *_conv_bn_relu(dim, 1))
         else:
             self.layers = _conv_bn_relu(dim, 3)
-        self.drop_path = StochasticDepth(drop_path if self.residual else 0.0, mode="row")
+        self.drop_path = DropPath(drop_path if self.residual else 0.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, N, D) -> (B, N, D), through the (B, D, grid, grid) view."""

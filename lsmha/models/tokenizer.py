@@ -35,7 +35,9 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # Channels last from the start: the flattened result is the token layout without a copy.
-        grid = self.conv_layers(images.contiguous(memory_format=torch.channels_last))
+        # (Not by `memory_format`, which vmap does not know.)
+        channels_last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        grid = self.conv_layers(channels_last)
         return grid.permute(0, 2, 3, 1).flatten(1, 2)
 
 

@@ -1,12 +1,14 @@
-"""Training: one loop for one rank or many, resumable after every epoch."""
+"""Training: one loop for one rank or many, and for several seeds at once, resumable after every epoch."""
 
 from lsmha.training.evaluation import Evaluation, evaluate, predict_logits, score_logits
+from lsmha.training.stacked import StackedTrainer
 from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, train
 
 __all__ = [
     "DivergenceError",
     "EpochMetrics",
     "Evaluation",
+    "StackedTrainer",
     "Trainer",
     "evaluate",
     "predict_logits",

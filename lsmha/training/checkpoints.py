@@ -41,7 +41,7 @@ def save_state(state: dict[str, Any], path: Path) -> None:
         OSError: The storage is full, read-only or gone; what was saved before stays.
     """
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(_compact(state), buffer)
     newest, previous = checkpoint_files(path)
     # A damaged file must not take the place of a good one: that would leave none until the next state is written. An
     # object store checks its objects itself, and reading one back each epoch takes as long as writing it.
@@ -70,6 +70,15 @@ def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
     if damaged:
         raise DamagedFileError(f"no good checkpoint is left: damaged are {', '.join(map(str, damaged))}")
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def _compact(state: Any) -> Any:
+    """The state with views of larger tensors as tensors of their own: a view is saved with all that it is a view of."""
+    if isinstance(state, dict):
+        return {key: _compact(value) for key, value in state.items()}
+    if isinstance(state, torch.Tensor) and state.untyped_storage().nbytes() > state.nbytes:
+        return state.clone()
+    return state
 
 
 def _is_good(file: Path) -> bool:

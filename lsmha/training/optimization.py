@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import nn
 
 from lsmha.config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD; weight decay reaches matrices and kernels only, not biases, norms and embeddings."""
-    decayed: list[nn.Parameter] = []
-    undecayed: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+def build_optimizer(
+    parameters: Iterable[tuple[str, torch.Tensor]], config: TrainConfig, *, stacked: bool = False
+) -> torch.optim.Optimizer:
+    """AdamW or Nesterov SGD; weight decay reaches matrices and kernels only, not biases, norms and embeddings.
+
+    Args:
+        parameters: Names and tensors, such as `model.named_parameters()`.
+        config: The recipe.
+        stacked: Whether the tensors are those of several networks, along a first dimension of their own.
+    """
+    decayed: list[torch.Tensor] = []
+    undecayed: list[torch.Tensor] = []
+    for name, parameter in parameters:
         if parameter.requires_grad:
-            plain = parameter.ndim <= 1 or name.startswith("positional_embedding")
+            plain = parameter.ndim - stacked <= 1 or name.startswith("positional_embedding")
             (undecayed if plain else decayed).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": undecayed, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = next(model.parameters()).device.type == "cuda"
+    fused = groups[0]["params"][0].device.type == "cuda"
     if config.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)

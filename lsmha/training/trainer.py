@@ -88,7 +88,7 @@ class Trainer:
         self._check_fit()
 
         if model is None:
-            with _seeded(device, train_config.seed):
+            with seeded(device, train_config.seed):
                 model = create_model(model_config)
         elif model.config != model_config:
             raise ValueError(f"model must be of model_config, but differs: {_differences(model_config, model.config)}")
@@ -98,7 +98,7 @@ class Trainer:
             if device.type == "cuda":
                 self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
             self._replica = DistributedDataParallel(self.model, device_ids=[device] if device.type == "cuda" else None)
-        self.optimizer = build_optimizer(self.model, train_config)
+        self.optimizer = build_optimizer(self.model.named_parameters(), train_config)
         self._ema = (
             AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(train_config.ema_decay), use_buffers=True)
             if train_config.ema_decay
@@ -131,11 +131,15 @@ class Trainer:
         self._replica.train()
         loss_sum = torch.zeros((), device=self.device)
         learning_rate = 0.0
-        with _seeded(self.device, self.config.seed, self.epoch + 1, self.rank):
+        with seeded(self.device, self.config.seed, self.epoch + 1, self.rank):
             for step, batch in enumerate(self._batches()):
-                learning_rate = self._set_learning_rate(self.epoch * self.steps_per_epoch + step)
+                learning_rate = self._set_learning_rate(step)
                 loss_sum += self._train_step(batch)
-        train_loss = self._mean_over_ranks(loss_sum / self.steps_per_epoch)
+        return self._end_epoch(loss_sum / self.steps_per_epoch, learning_rate, started)
+
+    def _end_epoch(self, loss: Tensor, learning_rate: float, started: float) -> EpochMetrics:
+        """Evaluate the weights that an epoch of steps has led to."""
+        train_loss = self._mean_over_ranks(loss)
         trained = time.perf_counter()
         if not math.isfinite(train_loss):
             raise DivergenceError(self._describe_divergence("train_loss", train_loss))
@@ -267,8 +271,9 @@ class Trainer:
         return loss.detach()
 
     def _set_learning_rate(self, step: int) -> float:
+        """Set that of one of the epoch's steps; returns it."""
         learning_rate = learning_rate_at(
-            step,
+            self.epoch * self.steps_per_epoch + step,
             total_steps=self.config.epochs * self.steps_per_epoch,
             steps_per_epoch=self.steps_per_epoch,
             config=self.config,
@@ -371,7 +376,7 @@ def _mix_seeds(*seeds: int) -> int:
 
 
 @contextmanager
-def _seeded(device: torch.device, *seeds: int) -> Iterator[None]:
+def seeded(device: torch.device, *seeds: int) -> Iterator[None]:
     """Seed torch's global generators for the block and give them back as they were."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(_mix_seeds(*seeds))

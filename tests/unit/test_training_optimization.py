@@ -81,7 +81,7 @@ def test_every_parameter_is_in_one_group_and_only_matrices_and_kernels_decay(
             num_tokenizer_convs=2,
         )
     )
-    groups = build_optimizer(model, tiny_recipe(optimizer=optimizer, weight_decay=0.3)).param_groups
+    groups = build_optimizer(model.named_parameters(), tiny_recipe(optimizer=optimizer, weight_decay=0.3)).param_groups
     decay_of: dict[int, float] = {}
     for group in groups:
         for parameter in group["params"]:
@@ -100,21 +100,23 @@ def test_every_parameter_is_in_one_group_and_only_matrices_and_kernels_decay(
 def test_frozen_parameters_are_left_out() -> None:
     model = CCT(tiny_model())
     model.head.requires_grad_(False)
-    groups = build_optimizer(model, tiny_recipe()).param_groups
+    groups = build_optimizer(model.named_parameters(), tiny_recipe()).param_groups
     optimised = {id(parameter) for group in groups for parameter in group["params"]}
     assert optimised == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     model.requires_grad_(False)
     model.head.weight.requires_grad_(True)  # one group alone
-    assert [len(group["params"]) for group in build_optimizer(model, tiny_recipe()).param_groups] == [1]
+    assert [
+        len(group["params"]) for group in build_optimizer(model.named_parameters(), tiny_recipe()).param_groups
+    ] == [1]
 
 
 def test_optimizers_follow_the_recipe() -> None:
     model = CCT(tiny_model())
-    adamw = build_optimizer(model, tiny_recipe(optimizer="adamw", learning_rate=0.2))
+    adamw = build_optimizer(model.named_parameters(), tiny_recipe(optimizer="adamw", learning_rate=0.2))
     assert type(adamw) is torch.optim.AdamW
     assert {group["lr"] for group in adamw.param_groups} == {0.2}
-    sgd = build_optimizer(model, tiny_recipe(optimizer="sgd", momentum=0.7))
+    sgd = build_optimizer(model.named_parameters(), tiny_recipe(optimizer="sgd", momentum=0.7))
     assert type(sgd) is torch.optim.SGD
     assert {(group["momentum"], group["nesterov"]) for group in sgd.param_groups} == {(0.7, True)}
-    plain = build_optimizer(model, tiny_recipe(optimizer="sgd", momentum=0.0))
+    plain = build_optimizer(model.named_parameters(), tiny_recipe(optimizer="sgd", momentum=0.0))
     assert {(group["momentum"], group["nesterov"]) for group in plain.param_groups} == {(0.0, False)}
