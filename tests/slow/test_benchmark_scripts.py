@@ -60,6 +60,15 @@ def test_trial_memory(tmp_path: Path) -> None:
         assert one["resident"] > one["shared"] > images_mib
 
 
+def test_stacked_seeds(tmp_path: Path) -> None:
+    content = run(
+        "stacked_seeds", "--variants", "cct_2_3x2_32", "--batch-sizes", "2", "--seeds", "2", "--steps", "1", "--turns",
+        "1", out=tmp_path / "stacked",
+    )  # fmt: skip
+    (found,) = content["results"]
+    assert found["ratio"]["median"] == pytest.approx(found["together"]["median"] / found["one_by_one"]["median"])
+
+
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
