@@ -37,7 +37,7 @@ FEW_REAL_CORES = {"RAY_worker_maximum_startup_concurrency": "2", "RAY_worker_reg
 # ---- the driver, on the head ------------------------------------------------------------------------------------
 
 
-def work_without_training(board: Any, crew: str, arrays: Any, resources: Any, storage: str) -> None:
+def work_without_training(board: Any, crew: str, arrays: Any, resources: Any, together: int, storage: str) -> None:
     """A crew of one that holds its job until the gate is open, and does nothing else.
 
     It does not wait in `ray.get`: a task that does lends its CPU to others meanwhile.
@@ -46,10 +46,10 @@ def work_without_training(board: Any, crew: str, arrays: Any, resources: Any, st
 
     node = ray.get_runtime_context().get_node_id()
     ray.get(board.join.remote(crew, node))
-    while ray.get(board.take.remote(crew)) is not None:
+    while jobs := ray.get(board.take.remote(crew)):
         while not Path(GATE).exists():
             time.sleep(0.5)
-        ray.get(board.tell.remote(crew, "completed", {"crew": crew, "node": node}))
+        ray.get(board.tell.remote(crew, jobs[0]["id"], "completed", {"crew": crew, "node": node}))
 
 
 class Stamps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -78,7 +79,9 @@ class Crews:
         attempts: Counter[str] = Counter()
         lost_nodes: Counter[str] = Counter()
         ray.get(self._board.post.remote(list(waiting.values())))
-        crews = dict(self._start(resources) for _ in range(min(concurrency, len(jobs))))
+        # Stacking saves time on one device; more devices save more.
+        together = min(resources.most_together(), math.ceil(len(jobs) / concurrency)) if jobs else 1
+        crews = dict(self._start(resources, together) for _ in range(min(concurrency, len(jobs))))
         while waiting:
             # With a limit, so that a signal is noticed.
             ready, _ = ray.wait([self._news, *crews], num_returns=1, timeout=1)
@@ -100,21 +103,25 @@ class Crews:
                 if storage_error := storage_error_in(failure):
                     raise storage_error
                 # A crew that fails before it has a job fails for the next in line: so that ends, too.
-                blamed = handover.job or ray.get(self._board.withdraw.remote())
-                if blamed in waiting:
-                    lost = _lost_node(failure, handover.nodes)
-                    if lost and lost_nodes[blamed] < MAX_LOST_NODES:
-                        lost_nodes[blamed] += 1
-                        events.warned(blamed, f"node {lost} was lost; the run goes on elsewhere from its last epoch")
-                    else:
-                        attempts[blamed] += 1
-                    if attempts[blamed] < MAX_ATTEMPTS:
-                        ray.get(self._board.post.remote([waiting[blamed]], first=True))
-                    else:
+                blamed = handover.jobs or [ray.get(self._board.withdraw.remote())]
+                again = [job for job in blamed if job in waiting]
+                if again and (lost := _lost_node(failure, handover.nodes)) and lost_nodes[again[0]] < MAX_LOST_NODES:
+                    lost_nodes.update(again)
+                    for job in again:
+                        events.warned(job, f"node {lost} was lost; the run goes on elsewhere from its last epoch")
+                else:
+                    attempts.update(again)
+                    if len(again) > 1:  # whichever of them it is: it shall not take the others along again
+                        for job in again:
+                            waiting[job]["stack"] = None
+                for job in again:
+                    if attempts[job] >= MAX_ATTEMPTS:
                         reason = f"{describe_error(failure)} (tried {MAX_ATTEMPTS} times)"
-                        _tell([("failed", blamed, reason)], events, waiting)
+                        _tell([("failed", job, reason)], events, waiting)
+                left = [waiting[job] for job in again if job in waiting]
+                ray.get(self._board.post.remote(left, first=True))
                 if len(crews) < min(concurrency, len(waiting)):
-                    crews.update([self._start(resources)])
+                    crews.update([self._start(resources, together)])
         idle = ray.get(self._board.dismiss_all.remote())
         if resources.workers_per_trial == 1:
             # They wait for room on nodes that did not come, or not again; the autoscaler need not look for it now.
@@ -123,11 +130,12 @@ class Crews:
                 if crew in idle:
                     ray.cancel(task, force=True)
 
-    def _start(self, resources: ResourcesConfig) -> tuple[ray.ObjectRef, str]:
+    def _start(self, resources: ResourcesConfig, together: int) -> tuple[ray.ObjectRef, str]:
         crew = next(self._names)
         ray.get(self._board.enrol.remote(crew))
         task = crew_task(resources)
-        return task.remote(self._board, crew, [self._arrays], resources.model_dump(), str(self._storage)), crew
+        settings = resources.model_dump()
+        return task.remote(self._board, crew, [self._arrays], settings, together, str(self._storage)), crew
 
 
 def _failure(crew: ray.ObjectRef) -> Exception | None:

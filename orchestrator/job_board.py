@@ -16,8 +16,8 @@ class Handover(NamedTuple):
 
     news: list[Event]
     """Events not told to the driver before, of all crews."""
-    job: str | None
-    """The job that it took and did not end."""
+    jobs: list[str]
+    """The jobs that it took and did not end."""
     nodes: list[str]
     """Ids of the nodes that its processes ran on."""
 
@@ -33,12 +33,12 @@ class JobBoard:
         self._line: deque[dict[str, Any]] = deque()
         self._enrolled: set[str] = set()
         self._nodes: dict[str, list[str]] = {}
-        self._taken: dict[str, str] = {}
+        self._taken: dict[str, list[str]] = {}
         self._news: list[Event] = []
         self._has_news = asyncio.Event()
 
     async def post(self, jobs: Sequence[dict[str, Any]], *, first: bool = False) -> None:
-        """Put jobs (each with an `id`) in line: at the end, or `first`."""
+        """Put jobs (each with an `id`, and maybe a `stack`) in line: at the end, or `first`."""
         if first:
             self._line.extendleft(reversed(jobs))
         else:
@@ -62,20 +62,33 @@ class JobBoard:
         """Take the first job out of the line, for no crew; returns its id."""
         return self._line.popleft()["id"] if self._line else None
 
-    async def take(self, crew: str) -> dict[str, Any] | None:
-        """Give a crew its next job; None when there is none left for it."""
+    async def take(self, crew: str, most: int = 1) -> list[dict[str, Any]]:
+        """Give a crew its next job, and up to `most` in all that can be done together with it, being of one `stack`;
+        none when there is none left for it."""
         if crew not in self._enrolled or not self._line:
-            return None
-        job = self._line.popleft()
-        self._taken[crew] = job["id"]
-        self._tell("started", job["id"], None)
-        return job
+            return []
+        stack = self._line[0].get("stack")
+        jobs = [self._line.popleft()]
+        if stack is not None:
+            jobs += [job for job in self._line if job.get("stack") == stack][: most - 1]
+            self._line = deque(job for job in self._line if job not in jobs)
+        self._taken[crew] = [job["id"] for job in jobs]
+        for job in jobs:
+            self._tell("started", job["id"], None)
+        return jobs
 
-    async def tell(self, crew: str, kind: str, particulars: Any) -> None:
-        """A crew says what happened to the job that it took."""
-        self._tell(kind, self._taken[crew], particulars)
+    async def tell(self, crew: str, job: str, kind: str, particulars: Any) -> None:
+        """A crew says what happened to a job that it took.
+
+        Raises:
+            KeyError: The job is not, or no more, the crew's.
+        """
+        taken = self._taken.get(crew, [])
+        if job not in taken:
+            raise KeyError(job)
+        self._tell(kind, job, particulars)
         if kind in ("completed", "failed"):
-            del self._taken[crew]
+            taken.remove(job)
 
     async def news(self) -> list[Event]:
         """What happened since the last call; waits until something has."""
@@ -87,9 +100,9 @@ class JobBoard:
         self._has_news.set()
 
     async def hand_over(self, crew: str) -> Handover:
-        """A crew is gone: its job, if it had not ended one, and all news."""
+        """A crew is gone: its jobs that had not ended, and all news."""
         self._enrolled.discard(crew)
-        return Handover(self._all_news(), self._taken.pop(crew, None), self._nodes.pop(crew, []))
+        return Handover(self._all_news(), self._taken.pop(crew, []), self._nodes.pop(crew, []))
 
     def _tell(self, kind: str, job: str, particulars: Any) -> None:
         self._news.append((kind, job, particulars))

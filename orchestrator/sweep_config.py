@@ -121,6 +121,9 @@ class SearchConfig(Config):
         return self.startup_trials or min(most, max(4, self.num_trials // 4))
 
 
+SEEDS_TOGETHER_ON_GPU = 8
+
+
 class ResourcesConfig(Config):
     """What one trial takes."""
 
@@ -132,6 +135,9 @@ class ResourcesConfig(Config):
     """GPUs of one trial, shared evenly by its workers; a fraction shares a GPU among trials."""
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time; by default as many as fit."""
+    seeds_together: int | None = Field(None, ge=1)
+    """Runs that differ by their seeds alone, such as those of a finalist, trained in one step of stacked parameters, at
+    most; by default 8 on a GPU and 1 on CPUs, which do not gain by it. DDP runs train alone."""
     placement: Literal["pack", "spread"] = "pack"
     """The workers of a trial, and then the trials, on as few nodes of a cluster as they fit, or spread over them."""
 
@@ -150,6 +156,12 @@ class ResourcesConfig(Config):
                 f"gpus_per_trial={self.gpus_per_trial}, workers_per_trial={self.workers_per_trial}"
             )
         return self
+
+    def most_together(self) -> int:
+        """`seeds_together`, with its default."""
+        if self.workers_per_trial > 1:
+            return 1
+        return self.seeds_together or (SEEDS_TOGETHER_ON_GPU if self.gpus_per_trial else 1)
 
 
 class FinalistsConfig(Config):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.hardware import UtilisationMeter
 from lsmha.paths import path_of
-from lsmha.training import DivergenceError, EpochMetrics, Trainer, train
+from lsmha.training import DivergenceError, EpochMetrics, StackedTrainer, Trainer, train
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
 from orchestrator.cluster import on_this_node
@@ -48,10 +48,17 @@ class TrialJob:
     export: Path | None = None
     """Folder for the trained weights and the test logits; None leaves the test set alone."""
 
+    @property
+    def stack(self) -> str:
+        """Name of what differs from this one by its seed alone: that can be trained together."""
+        alike = self.train.model_copy(update={"seed": 0})
+        return f"{self.model.model_dump_json()} {alike.model_dump_json()}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, to travel."""
         return {
             "id": self.id,
+            "stack": self.stack,
             "model": self.model.model_dump_json(),
             "train": self.train.model_dump_json(),
             "checkpoint": str(self.checkpoint),
@@ -77,17 +84,13 @@ def run_job(
     Tells each epoch. A run that cannot go well however often it is tried (divergence, settings that do not fit) is told
     as failed, and the result is None; other exceptions propagate.
     """
-    if device.type == "cpu":
-        torch.set_num_threads(threads)
-    else:
-        torch.cuda.init()  # before, there is nothing to reset
-        torch.cuda.reset_peak_memory_stats(device)
+    _prepare(device, threads)
     utilisation = UtilisationMeter(device)
 
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if trainer.rank == 0:
             trainer.save(job.checkpoint)
-        tell("epoch", metrics.asdict() | {GPU_MEMORY: _peak_memory_gib(device), UTILISATION: utilisation.read()})
+        tell("epoch", metrics.asdict() | _besides(device, utilisation.read()))
 
     try:
         trainer = train(
@@ -102,11 +105,62 @@ def run_job(
     except (DivergenceError, ValueError) as error:
         tell("failed", f"{type(error).__name__}: {error}")
         return None
+    return _result(trainer, job)
+
+
+def run_stack(
+    jobs: Sequence[TrialJob], dataset: Dataset, *, device: torch.device, threads: int, tells: Sequence[Tell]
+) -> bool:
+    """Train jobs that differ by their seeds alone, together, and tell for each what `run_job` tells and returns.
+
+    Returns:
+        Whether it did: not if they were broken off at different epochs.
+    """
+    _prepare(device, threads)
+    utilisation = UtilisationMeter(device)
+    seeds = [job.train.seed for job in jobs]
+    stack = StackedTrainer(jobs[0].model, jobs[0].train, seeds, dataset, device=device)
+    if not stack.resume([job.checkpoint for job in jobs], on_damage=[partial(tell, "warning") for tell in tells]):
+        return False
+    failed: set[str] = set()
+    while stack.trainers[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs):
+        outcomes = stack.run_epoch()
+        besides = _besides(device, utilisation.read())
+        for job, trainer, outcome, tell in zip(jobs, stack.trainers, outcomes, tells, strict=True):
+            if job.id in failed:
+                continue
+            if isinstance(outcome, DivergenceError):
+                failed.add(job.id)
+                tell("failed", f"{type(outcome).__name__}: {outcome}")
+            else:
+                trainer.save(job.checkpoint)
+                tell("epoch", outcome.asdict() | besides)
+    for job, trainer, tell in zip(jobs, stack.trainers, tells, strict=True):
+        if job.id not in failed:
+            tell("completed", _result(trainer, job))
+    return True
+
+
+def _prepare(device: torch.device, threads: int) -> None:
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    else:
+        torch.cuda.init()  # before, there is nothing to reset
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _besides(device: torch.device, utilisation: float | None) -> dict[str, float | None]:
+    """What is told of an epoch besides its metrics."""
+    return {GPU_MEMORY: _peak_memory_gib(device), UTILISATION: utilisation}
+
+
+def _result(trainer: Trainer, job: TrialJob) -> dict[str, Any]:
+    """What a job has come to, once it is exported."""
     result: dict[str, Any] = {
         "curve": [metrics.asdict() for metrics in trainer.history],
         "precision": trainer.plan.precision,
         "attention": trainer.plan.attention.training if job.model.has_attention else "none",
-        "train_device": device.type,
+        "train_device": trainer.device.type,
     }
     if job.export is not None and trainer.rank == 0:
         result |= export(trainer, job.export)
@@ -144,15 +198,20 @@ def crew_task(resources: ResourcesConfig) -> Any:
     )
 
 
-def _work_alone(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str) -> None:
-    """A crew of one: does jobs of the board in this process until none is left."""
+def _work_alone(
+    board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], together: int, storage: str
+) -> None:
+    """A crew of one: does jobs of the board in this process, up to so many together, until none is left."""
     _join(board, crew)
     device = torch.device("cuda" if resources["gpus_per_trial"] else "cpu")
-    _do_jobs(_jobs_of(board, crew), board, crew, arrays, device=device, threads=resources["cpus_per_trial"])
+    jobs = _jobs_of(board, crew, together)
+    _do_jobs(jobs, board, crew, arrays, device=device, threads=resources["cpus_per_trial"])
 
 
-def _lead_ranks(board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], storage: str) -> None:
-    """A crew of DDP ranks."""
+def _lead_ranks(
+    board: Any, crew: str, arrays: list[ray.ObjectRef], resources: dict[str, Any], together: int, storage: str
+) -> None:
+    """A crew of DDP ranks, which does one job at a time."""
     workers = resources["workers_per_trial"]
     trainer = TorchTrainer(
         _work_as_rank,
@@ -198,7 +257,7 @@ def _work_as_rank(config: dict[str, Any]) -> None:
     resources = config["resources"]
     leads = dist.get_rank() == 0
     log(config["crew"], f"rank {dist.get_rank()} of {dist.get_world_size()}")
-    jobs = _jobs_of(config["board"], config["crew"]) if leads else iter(())
+    jobs = _jobs_of(config["board"], config["crew"], 1) if leads else iter(())
     _do_jobs(
         _shared_by_ranks(jobs),
         config["board"] if leads else None,
@@ -210,7 +269,7 @@ def _work_as_rank(config: dict[str, Any]) -> None:
 
 
 def _do_jobs(
-    jobs: Iterator[TrialJob],
+    rounds: Iterator[list[TrialJob]],
     board: Any | None,
     crew: str,
     arrays: list[ray.ObjectRef],
@@ -218,19 +277,24 @@ def _do_jobs(
     device: torch.device,
     threads: int,
 ) -> None:
-    """Do one job after another and tell the board, if there is one, of each."""
+    """Do one job after another, or some together, and tell the board, if there is one, of each."""
 
-    def tell(kind: str, particulars: Any) -> None:
+    def tell(job_id: str, kind: str, particulars: Any) -> None:
         if board is not None:
-            log(job.id, kind, particulars)
-            ray.get(board.tell.remote(crew, kind, particulars))  # one by one: Ray does not keep their order by itself
+            log(job_id, kind, particulars)
+            # One by one: Ray does not keep their order by itself.
+            ray.get(board.tell.remote(crew, job_id, kind, particulars))
 
     dataset = _dataset(arrays[0])
-    for job in jobs:
-        with shown(job.id):
-            result = run_job(job, dataset, device=device, threads=threads, tell=tell)
-            if result is not None:
-                tell("completed", result)
+    for jobs in rounds:
+        tells = [partial(tell, job.id) for job in jobs]
+        with shown("+".join(job.id for job in jobs)):
+            if len(jobs) > 1 and run_stack(jobs, dataset, device=device, threads=threads, tells=tells):
+                continue
+            for job, tell_of in zip(jobs, tells, strict=True):
+                result = run_job(job, dataset, device=device, threads=threads, tell=tell_of)
+                if result is not None:
+                    tell_of("completed", result)
 
 
 @lru_cache(maxsize=1)
@@ -244,15 +308,15 @@ def _join(board: Any, crew: str) -> None:
     ray.get(board.join.remote(crew, ray.get_runtime_context().get_node_id()))
 
 
-def _jobs_of(board: Any, crew: str) -> Iterator[TrialJob]:
-    while (job := ray.get(board.take.remote(crew))) is not None:
-        yield TrialJob.from_dict(job)
+def _jobs_of(board: Any, crew: str, most: int) -> Iterator[list[TrialJob]]:
+    while jobs := ray.get(board.take.remote(crew, most)):
+        yield [TrialJob.from_dict(job) for job in jobs]
 
 
-def _shared_by_ranks(jobs: Iterator[TrialJob]) -> Iterator[TrialJob]:
+def _shared_by_ranks(rounds: Iterator[list[TrialJob]]) -> Iterator[list[TrialJob]]:
     """The jobs of rank 0, on every rank."""
     while True:
-        shared: list[TrialJob | None] = [next(jobs, None)]
+        shared: list[list[TrialJob] | None] = [next(rounds, None)]
         dist.broadcast_object_list(shared, src=0, device=get_device())
         if shared[0] is None:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,6 +58,16 @@ def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
         DamagedFileError: Each file that there is is damaged.
     """
     damaged: list[Path] = []
+    for state in good_states(path, map_location=map_location, damaged=damaged):
+        return LoadedState(state, damaged)
+    if damaged:
+        raise DamagedFileError(f"no good checkpoint is left: damaged are {', '.join(map(str, damaged))}")
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def good_states(path: Path, *, map_location: torch.device | str, damaged: list[Path]) -> Iterator[dict[str, Any]]:
+    """The good states at `path`, newest first; damaged files are appended to `damaged`. Runs no code that may be in
+    a file."""
     for file in checkpoint_files(path):
         try:
             content = read_sealed(file)
@@ -66,10 +77,7 @@ def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
             damaged.append(file)
             continue
         stream = io.BytesIO(content[len(_HEADER) :])
-        return LoadedState(torch.load(stream, map_location=map_location, weights_only=True), damaged)
-    if damaged:
-        raise DamagedFileError(f"no good checkpoint is left: damaged are {', '.join(map(str, damaged))}")
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+        yield torch.load(stream, map_location=map_location, weights_only=True)
 
 
 def _compact(state: Any) -> Any:

@@ -6,10 +6,13 @@ networks tells it once.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,8 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.paths import as_path
+from lsmha.training.checkpoints import good_states
 from lsmha.training.optimization import build_optimizer
 from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, seeded
 
@@ -90,16 +95,40 @@ class StackedTrainer:
         self._share_optimizer_state()
         return outcomes
 
-    def take_over(self) -> None:
-        """Go on from the states that the trainers have loaded.
+    def resume(
+        self, paths: Sequence[str | os.PathLike[str]], *, on_damage: Sequence[Callable[[str], None]] = ()
+    ) -> bool:
+        """Go on from the latest epoch that every seed has a good state of, as `Trainer.save` wrote it.
+
+        `on_damage` gets, for each seed, one line for each damaged file.
+
+        Returns:
+            Whether that worked, or there was no state at all and the stack is at its start. Otherwise the states are of
+            different epochs, and the seeds are to be trained apart.
 
         Raises:
-            ValueError: They are not of the same epoch, or not computed alike.
+            ValueError: A state is of another architecture, recipe or seed.
         """
-        if len({trainer.epoch for trainer in self.trainers}) > 1:
-            raise ValueError(f"epochs must be the same, but are {[trainer.epoch for trainer in self.trainers]}")
-        if len({trainer.plan for trainer in self.trainers}) > 1:
-            raise ValueError(f"plans must be the same, but are {[trainer.plan for trainer in self.trainers]}")
+        states: list[dict[int, dict[str, Any]]] = []
+        for index, path in enumerate(paths):
+            damaged: list[Path] = []
+            good = good_states(as_path(path), map_location=self.device, damaged=damaged)
+            states.append({state["epoch"]: state for state in good})
+            for file in damaged:
+                if on_damage:
+                    on_damage[index](f"checkpoint {file} is damaged")
+        if not any(states):
+            return True
+        common = set(states[0]).intersection(*states[1:])
+        plans = {str(state["plan"]) for by_epoch in states for state in by_epoch.values()}
+        if not common or len(plans) > 1:
+            return False
+        for trainer, by_epoch, path in zip(self.trainers, states, paths, strict=True):
+            trainer.restore(by_epoch[max(common)], path)
+        self._stack_optimizer_state()
+        return True
+
+    def _stack_optimizer_state(self) -> None:
         own = [dict(trainer.model.named_parameters()) for trainer in self.trainers]
         for name, stacked in self._parameters.items():
             states = [

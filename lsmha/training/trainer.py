@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -191,10 +191,19 @@ class Trainer:
             ValueError: It is of another architecture, recipe or seed.
         """
         state, damaged = load_state(as_path(path), map_location=self.device)
+        self.restore(state, path)
+        return damaged
+
+    def restore(self, state: Mapping[str, Any], origin: str | os.PathLike[str]) -> None:
+        """Take over a state that was read from the checkpoint `origin`.
+
+        Raises:
+            ValueError: It is of another architecture, recipe or seed.
+        """
         for name, own in self._recipe().items():
             if state["recipe"][name] != own:
                 raise ValueError(
-                    f"checkpoint {path} is of another run: its {name} is {state['recipe'][name]}, not {own}"
+                    f"checkpoint {origin} is of another run: its {name} is {state['recipe'][name]}, not {own}"
                 )
         self._follow(ComputePlan.from_dict(state["plan"]))  # the numbers go on as they began
         self.model.load_state_dict(state["model"])
@@ -203,7 +212,6 @@ class Trainer:
             self._ema.load_state_dict(state["ema"])
         self.epoch = state["epoch"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
-        return damaged
 
     def _check_fit(self) -> None:
         batch_size, data, model = self.config.batch_size, self.dataset, self.model_config

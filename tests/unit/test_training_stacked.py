@@ -66,9 +66,7 @@ def test_a_seed_goes_on_alone_and_in_the_stack(tiny: Dataset, tmp_path: Path) ->
     for trainer, file in zip(begun.trainers, files, strict=True):
         trainer.save(file)
     again = StackedTrainer(model, recipe, SEEDS, tiny, device=CPU)
-    for trainer, file in zip(again.trainers, files, strict=True):
-        trainer.load(file)
-    again.take_over()
+    assert again.resume(files)
     for found, other in zip(_epochs(again, 2), expected, strict=True):
         assert [one.train_loss for one in found] == [one.train_loss for one in other[1:]]
     for one, same in zip(again.trainers, whole.trainers, strict=True):
@@ -77,6 +75,32 @@ def test_a_seed_goes_on_alone_and_in_the_stack(tiny: Dataset, tmp_path: Path) ->
     for seed, file, other in zip(SEEDS, files, expected, strict=True):
         alone = train(model, recipe.model_copy(update={"seed": seed}), tiny, device=CPU, resume_from=file)
         assert alone.history[-1].train_loss == pytest.approx(other[-1].train_loss, abs=1e-5)
+
+
+def test_a_stack_goes_on_from_the_latest_common_epoch(tiny: Dataset, tmp_path: Path) -> None:
+    recipe = tiny_recipe(epochs=4)
+
+    def stack() -> StackedTrainer:
+        return StackedTrainer(tiny_model(), recipe, SEEDS, tiny, device=CPU)
+
+    files = [tmp_path / f"{seed}.pt" for seed in SEEDS]
+    fresh = stack()
+    assert fresh.resume(files)  # there is nothing: from the start
+    assert [trainer.epoch for trainer in fresh.trainers] == [0, 0, 0]
+    for epoch in (1, 2, 3):
+        fresh.run_epoch()
+        for index in (0, 1, 2) if epoch < 3 else (1,):  # as if it had been killed in the third epoch
+            fresh.trainers[index].save(files[index])
+    again = stack()
+    assert again.resume(files)
+    assert [trainer.epoch for trainer in again.trainers] == [2, 2, 2]
+    damage: list[list[str]] = [[], [], []]
+    files[0].write_bytes(b"torn")
+    again = stack()
+    assert not again.resume(files, on_damage=[lines.append for lines in damage])
+    assert [trainer.epoch for trainer in again.trainers] == [0, 0, 0]
+    assert [len(lines) for lines in damage] == [1, 0, 0]
+    assert str(files[0]) in damage[0][0]
 
 
 def test_a_checkpoint_holds_one_seed(tiny: Dataset, tmp_path: Path) -> None:
