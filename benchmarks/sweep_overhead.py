@@ -48,7 +48,7 @@ space:
   depth: {{low: 1, high: 2}}
   learning_rate: {{low: 1.0e-4, high: 1.0e-2, log: true}}
 search: {{sampler: {sampler}, num_trials: {trials}}}
-latency: {{warmup_s: 0, min_iterations: 3, max_seconds: 0.01, target_spread: 1.0}}
+latency: {{warmup_s: 0, min_iterations: 3, max_seconds: 0.01, target_spread: 1.0, rounds: 1}}
 finalists: {{max_finalists: 0}}
 analysis: {{enabled: false}}
 committees: {{enabled: false}}

@@ -256,14 +256,20 @@ class LatencyConfig(Config):
     device_name: str | None = None
     """Maker's name of the device, such as "NVIDIA A10G", for clusters with several kinds: only such ones are measured
     on. By default the kind that the run's first measurement came from."""
+    mode: Literal["eager", "compiled", "cuda-graph"] = "eager"
+    """How torch runs a network: as it is, by `torch.compile` (some 20 s for each, once), or as a replayed CUDA graph
+    (GPU only), as servers do."""
     threads: int = Field(1, ge=1)
     """CPU threads (CPU only)."""
+    rounds: int = Field(5, ge=1)
+    """Networks on the front are measured again, all of them in so many rounds, each time in a fresh process; 1 is to
+    leave it at the measurement of the search."""
     warmup_s: float = Field(0.2, ge=0)
     """Seconds of untimed iterations (at least 3 are made)."""
     min_iterations: int = Field(30, ge=3)
     """Fewest timed iterations."""
     max_seconds: float = Field(3.0, gt=0)
-    """Time budget per batch size once `min_iterations` are done."""
+    """Time budget per batch size, in each process, once `min_iterations` are done."""
     target_spread: float = Field(0.03, gt=0)
     """Stop once the interquartile range is below this part of the median."""
 

@@ -38,6 +38,50 @@ def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[n
     return mask
 
 
+def pareto_mask_with_ties(
+    values: ArrayLike, directions: Sequence[Direction], *, measured: int, low: ArrayLike, high: ArrayLike
+) -> NDArray[np.bool_]:
+    """Which points no other point on the front dominates, where points whose ranges overlap tie in one objective.
+
+    Of two points that tie in latency, say, the more accurate one dominates, though it may be slower by a hair; if they
+    are as accurate as each other, both stay. Ties are not transitive: a point that only points off the front dominate
+    is on it.
+
+    Args:
+        values: (n, m), one row per point; n may be 0.
+        directions: (m,) which way each objective is better.
+        measured: The objective that is known by a range, 0 to m - 1.
+        low: (n,) lower ends of the ranges.
+        high: (n,) upper ends.
+
+    Returns:
+        (n,) booleans.
+
+    Raises:
+        ValueError: As for `pareto_mask`.
+    """
+    points, maximise = _checked(values, directions)
+    signs = np.where(maximise, -1.0, 1.0)
+    costs = points * signs
+    ends = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)]) * signs[measured]
+    best, worst = ends.min(axis=0), ends.max(axis=0)
+    exact = np.delete(costs, measured, axis=1)
+    # Whatever dominates a point comes before it: as good in all exact objectives, and if no better, then the faster.
+    order = np.lexsort((costs[:, measured], *exact.T[::-1]))
+    front: list[int] = []
+    for point in order:
+        if np.isfinite([*costs[point], best[point], worst[point]]).all() and not any(
+            (exact[other] <= exact[point]).all()
+            and best[other] <= worst[point]
+            and ((exact[other] < exact[point]).any() or worst[other] < best[point])
+            for other in front
+        ):
+            front.append(int(point))
+    mask = np.zeros(len(points), dtype=np.bool_)
+    mask[front] = True
+    return mask
+
+
 def hypervolume(values: ArrayLike, directions: Sequence[Direction], reference: Sequence[float]) -> float:
     """Volume that the points dominate, bounded by a reference point; in the product of the objectives' units.
 

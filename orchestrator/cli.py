@@ -189,14 +189,17 @@ def latency(
     batch_sizes: Annotated[str, typer.Option(help="Batch sizes, such as 1,128.")] = "1",
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    mode: Annotated[str, typer.Option(help="eager, compiled or cuda-graph.")] = "eager",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Fresh processes for each network, taken in turns.")] = 3,
 ) -> None:
-    """Measure inference latency of a variant here, in this process; keep the machine idle meanwhile."""
+    """Measure inference latency of a variant on this machine; keep it idle meanwhile (see docs/latency.md)."""
     from orchestrator.latency_table import show_latencies
 
     show_latencies(
         variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
-        settings={"batch_sizes": batch_sizes, "dtype": dtype, "device": device, "threads": threads},
+        settings={"batch_sizes": batch_sizes, "dtype": dtype, "device": device, "mode": mode, "threads": threads,
+                  "rounds": rounds},
     )  # fmt: skip
 
 

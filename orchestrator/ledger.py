@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import time
 from bisect import insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lsmha.atomic import abandoned_temporaries, atomic_path
 from lsmha.checksums import DamagedFileError
-from lsmha.pareto import pareto_mask
 from lsmha.paths import is_remote
 from lsmha.tables import write_table
 from orchestrator.errors import UserError
+from orchestrator.front import choose_front
 from orchestrator.identity import key_of
 from orchestrator.output_folder import check_new_folder
 from orchestrator.ownership import check_owned
 from orchestrator.record_files import Record, read_records, record_path, write_record
 from orchestrator.records import Origin, TrialRecord, Wave
-from orchestrator.sweep_config import ObjectiveConfig, SweepConfig
+from orchestrator.sweep_config import SweepConfig
 from orchestrator.sweep_yaml import dump_yaml, load_sweep_config, plain_settings
 
 _FOLDERS = ("records", "checkpoints", "finalists", "analysis")
@@ -46,7 +44,9 @@ class Ledger:
         """By id, as finalists are."""
         self.finalists: list[TrialRecord] = []
         self.latencies: dict[str, list[dict[str, Any]]] = {}
-        """Rows by architecture."""
+        """Rows by architecture, as the search measured it."""
+        self.front_latencies: dict[str, list[dict[str, Any]]] = {}
+        """Likewise, as measured in rounds."""
         self.analyses: dict[str, dict[str, Any]] = {}
         """By finalist, the latest: `key`, `status`, `error`, and the rows of its blocks."""
         self.committees: list[dict[str, Any]] = []
@@ -149,6 +149,10 @@ class Ledger:
         """Record the latency rows of one architecture."""
         self._add("latency", architecture, key, {"rows": rows})
 
+    def add_front_latency(self, architecture: str, key: str, rows: list[dict[str, Any]]) -> None:
+        """Record the latency rows of one architecture, measured in rounds."""
+        self._add("front_latency", architecture, key, {"rows": rows})
+
     def add_analysis(self, run_id: str, key: str, blocks: list[dict[str, Any]], *, error: str | None = None) -> None:
         """Record the analysis of a finalist, or why there is none; the latest counts."""
         content = {"status": "failed" if error else "completed", "error": error, "blocks": blocks}
@@ -163,8 +167,12 @@ class Ledger:
         self._add_latest("prunings", job_id, key, {"row": row})
 
     def front(self) -> list[TrialRecord]:
-        """Completed trials that no other one beats in every objective, best in the first objective first."""
-        return pareto_front(self.trials, self.config.objectives)
+        """Completed trials that no other one beats in every objective, best in the first objective first.
+
+        Where latency was measured in rounds, that counts; once it was for all of the front, the front is chosen from
+        what was measured so, and differences in latency that the rounds do not tell apart are ties.
+        """
+        return choose_front(self.trials, self.config.objectives, self.front_latencies)
 
     def write_tables(self) -> None:
         """Write every Parquet table anew, each atomically.
@@ -183,7 +191,12 @@ class Ledger:
             "trials": [record.row() for record in self.trials],
             "front": [record.row() for record in self.front()],
             "finalists": [record.row() for record in self.finalists],
-            "latency": [row for _, rows in sorted(self.latencies.items()) for row in rows],
+            "latency": [
+                row
+                for latencies in (self.latencies, self.front_latencies)
+                for _, rows in sorted(latencies.items())
+                for row in rows
+            ],
             "curves": [{"id": record.id, **epoch} for record in ended for epoch in record.curve],
         }
         later = {
@@ -244,6 +257,8 @@ class Ledger:
                 insort(self.trials if kind == "trials" else self.finalists, ended, key=lambda one: one.id)
             case "latency":
                 self.latencies[name] = content["rows"]
+            case "front_latency":
+                self.front_latencies[name] = content["rows"]
             case "analyses":
                 self.analyses[name] = {"key": key, **content}
             case "committees":
@@ -280,19 +295,3 @@ def remove_abandoned(folder: Path) -> list[Path]:
     for path in found:
         path.unlink(missing_ok=True)
     return found
-
-
-def pareto_front(records: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]) -> list[TrialRecord]:
-    """The records that no other one beats in every objective, best in the first objective first."""
-    completed = [record for record in records if record.completed]
-    values = objective_values(completed, objectives)
-    mask = pareto_mask(values, [objective.direction for objective in objectives])
-    sign = -1 if objectives[0].direction == "maximize" else 1
-    front = [(sign * row[0], record) for row, record, on_front in zip(values, completed, mask, strict=True) if on_front]
-    return [record for _, record in sorted(front, key=lambda pair: (pair[0], pair[1].id))]
-
-
-def objective_values(records: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]) -> np.ndarray:
-    """Objective values of the records, (n, objectives)."""
-    rows = [[getattr(record, objective.metric) for objective in objectives] for record in records]
-    return np.array(rows, dtype=float).reshape(len(records), len(objectives))

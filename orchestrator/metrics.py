@@ -18,7 +18,8 @@ from ray.util.metrics import Gauge
 
 from lsmha.pareto import hypervolume, pareto_mask
 from orchestrator.errors import describe_error
-from orchestrator.ledger import Ledger, objective_values
+from orchestrator.front import objective_values
+from orchestrator.ledger import Ledger
 from orchestrator.records import TrialRecord, trial_id
 
 PERIOD_S = 1.0

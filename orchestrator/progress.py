@@ -78,6 +78,12 @@ class Progress:
             print_plain(self.console, f"measured the latency of {total} architecture(s)")
         self.activity = f"measuring latency {done}/{total}" if done < total else ""
 
+    def making_rounds(self, made: int, total: int) -> None:
+        """The latency of the front is measured in rounds."""
+        if made == total:
+            print_plain(self.console, f"measured the latency of the front in {total} rounds")
+        self.activity = f"measuring the latency of the front, round {made + 1}/{total}" if made < total else ""
+
     def started(self, run_id: str, point: Point, epochs: int) -> None:
         """A training run of `epochs` epochs begins."""
         self.activity = ""

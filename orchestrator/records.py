@@ -30,7 +30,8 @@ class TrialRecord:
     macs: int
     """Multiply-accumulates per image."""
     latency_ms: float | None
-    """Median inference latency per image at the first of `latency.batch_sizes`, in milliseconds."""
+    """Median inference latency per image at the first of `latency.batch_sizes`, in milliseconds: as the search measured
+    it; of records on the front, and of finalists, as the rounds did."""
     epochs: int
     """Epochs done."""
     seconds: float
@@ -40,6 +41,12 @@ class TrialRecord:
     test_accuracy: float | None = None
     """Finalists only."""
     test_loss: float | None = None
+    architecture: str = ""
+    """Of the network, as the latency table names it."""
+    latency_p25_ms: float | None = None
+    """Lower quartile over the processes of the rounds; None where the search measured."""
+    latency_p75_ms: float | None = None
+    """Upper quartile, likewise."""
     precision: str | None = None
     """`bf16` (autocast) or `fp32`."""
     attention: str | None = None

@@ -15,7 +15,8 @@ from rich.table import Table
 from lsmha.atomic import atomic_path, atomic_write_text
 from lsmha.pareto import hypervolume
 from orchestrator.analysis_report import committees_table
-from orchestrator.ledger import Ledger, objective_values
+from orchestrator.front import objective_values
+from orchestrator.ledger import Ledger
 from orchestrator.progress import describe_point
 from orchestrator.records import TrialRecord
 from orchestrator.sweep_config import SweepConfig
@@ -175,6 +176,13 @@ def plot_front(ledger: Ledger, path: Path) -> None:
     line = sorted(front, key=lambda record: getattr(record, x_metric))
     axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
     axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label=f"front ({budget})")
+    in_rounds = [record for record in line if record.latency_p25_ms is not None]
+    if x_metric == "latency_ms" and in_rounds:
+        x, y = map(np.array, _xy(in_rounds, x_metric, y_metric))
+        low, high = (
+            np.array([getattr(one, name) for one in in_rounds]) for name in ("latency_p25_ms", "latency_p75_ms")
+        )
+        axes.errorbar(x, y, xerr=[x - low, high - x], fmt="none", color="C0", capsize=3, zorder=3)
     rows = [row for row in finalist_summary(ledger) if row["latency_ms"] is not None]
     if rows and (x_metric, y_metric) == ("latency_ms", "val_accuracy"):
         axes.errorbar(

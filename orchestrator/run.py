@@ -90,6 +90,8 @@ def run_sweep(
                 with SweepMetrics(ledger, progress.say) as metrics:
                     sweep = Sweep(config, space, dataset, ledger, capacity, progress, metrics)
                     sweep.search(study)
+                    mark_stage(folder, "latency of the front")
+                    sweep.measure_front()
                     mark_stage(folder, "finalists")
                     sweep.train_finalists()
                     mark_stage(folder, "analysis")

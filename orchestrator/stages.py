@@ -22,7 +22,7 @@ from orchestrator.capacity import Capacity, concurrent_trials
 from orchestrator.committee_stage import form_committees_of
 from orchestrator.crews import Crews
 from orchestrator.identity import training_key
-from orchestrator.latency_cache import LatencyCache
+from orchestrator.latency_cache import LatencyCache, architecture_key
 from orchestrator.ledger import Ledger
 from orchestrator.metrics import SweepMetrics
 from orchestrator.progress import Progress
@@ -57,6 +57,16 @@ def num_trials(config: SweepConfig, space: SearchSpace) -> int:
 
 
 @dataclass(frozen=True)
+class _Latency:
+    """What a record says of latency: fields of `TrialRecord`."""
+
+    architecture: str
+    latency_ms: float | None
+    latency_p25_ms: float | None = None
+    latency_p75_ms: float | None = None
+
+
+@dataclass(frozen=True)
 class _Entry:
     """A job under way, with what the record needs besides its result."""
 
@@ -64,7 +74,7 @@ class _Entry:
     key: str
     trial: str
     point: Point
-    latency_ms: float | None
+    latency: _Latency
     curve: dict[int, dict[str, float]] = field(default_factory=dict)
     """Metrics of the epochs so far, by epoch: a run that was started again may repeat one."""
 
@@ -149,7 +159,7 @@ class _Recorder:
             seed=entry.job.train.seed,
             params=cost.params,
             macs=cost.macs,
-            latency_ms=entry.latency_ms,
+            **vars(entry.latency),
             workers=self._workers,
             **outcome,
         )
@@ -183,6 +193,13 @@ class Sweep:
         self._arrays = ray.put(dataset.to_arrays())
         self._crews = Crews(self._arrays, storage=ledger.folder / "ray")
         self._tables_due = time.monotonic()
+        self._latencies = LatencyCache(
+            config.latency,
+            capacity,
+            use_gpu=config.latency_on_gpu(),
+            known=ledger.latencies,
+            on_measured=ledger.add_latency,
+        )
 
     def search(self, study: ProposalStudy) -> None:
         """Train the study's proposals, wave after wave, each after its latency was measured.
@@ -190,22 +207,32 @@ class Sweep:
         What was proposed in earlier sessions is proposed again, and the results are told again in the same order: the
         study then is where it was.
         """
-        latencies = LatencyCache(
-            self.config.latency,
-            self.capacity,
-            use_gpu=self.config.resources.gpus_per_trial > 0,
-            known=self.ledger.latencies,
-            on_measured=self.ledger.add_latency,
-        )
         self.progress.stage("search", num_trials(self.config, self.space))
         for record in self.ledger.trials:
             self.progress.was_ended(record)
         for proposals in self._waves(study):
-            self._try(proposals, latencies)
+            self._try(proposals)
             for proposal in proposals:
                 ended = self.ledger.ended(trial_id(proposal.number), self._key(proposal.model, proposal.train))
                 assert ended is not None
                 study.tell(proposal.number, vars(ended) if ended.completed else None)
+
+    def measure_front(self) -> None:
+        """Measure the latency of all on the front beside one another, in rounds, until no other trial comes to it."""
+        if self.config.latency.rounds == 1 or "latency_ms" not in (one.metric for one in self.config.objectives):
+            return
+        errors: dict[str, str] = {}
+        while new := {
+            record.architecture: self.space.build(record.point)[0]
+            for record in self.ledger.front()
+            if record.latency_p25_ms is None and record.architecture not in errors
+        }:
+            found = self._latencies.measure_in_rounds(
+                new.values(), on_measured=self.ledger.add_front_latency, on_progress=self.progress.making_rounds
+            )
+            errors |= found
+            for reason in sorted(set(found.values())):
+                self.progress.say(f"the front's latency stays as the search measured it: {reason}")
 
     def train_finalists(self) -> None:
         """Train the front's configurations, and those to include, at the full budget with every seed, and test once."""
@@ -222,7 +249,8 @@ class Sweep:
                     continue
                 checkpoint, folder = self.ledger.checkpoint_path(run_id), self.ledger.finalist_folder(run_id)
                 job = TrialJob(run_id, model, recipe, checkpoint, export=folder)
-                entries[run_id] = _Entry(job, key, record.id, record.point, record.latency_ms)
+                latency = _Latency(**{one.name: getattr(record, one.name) for one in fields(_Latency)})
+                entries[run_id] = _Entry(job, key, record.id, record.point, latency)
         self.progress.stage("finalists", len(entries) + len(ended))
         for record in ended:
             self.progress.was_ended(record)
@@ -277,7 +305,7 @@ class Sweep:
                 asked.append(study.ask(again=None if tried is None else tried.point))
         return [proposal for proposal in asked if proposal is not None]
 
-    def _try(self, proposals: list[Proposal], latencies: LatencyCache) -> None:
+    def _try(self, proposals: list[Proposal]) -> None:
         """Measure and train those proposals of a wave that have no record yet."""
         left = []
         for proposal in proposals:
@@ -286,9 +314,18 @@ class Sweep:
             if self.ledger.ended(run_id, key) is None:
                 job = TrialJob(run_id, proposal.model, proposal.train, self.ledger.checkpoint_path(run_id))
                 left.append((job, key, proposal.point))
-        latencies.measure((job.model for job, _, _ in left), on_progress=self.progress.measuring)
-        entries = {job.id: _Entry(job, key, job.id, point, latencies.latency_ms(job.model)) for job, key, point in left}
-        unmeasured = {run_id: why for run_id, entry in entries.items() if (why := latencies.error(entry.job.model))}
+        self._latencies.measure((job.model for job, _, _ in left), on_progress=self.progress.measuring)
+        entries = {
+            job.id: _Entry(
+                job,
+                key,
+                job.id,
+                point,
+                _Latency(architecture_key(job.model), self._latencies.latency_ms(job.model)),
+            )
+            for job, key, point in left
+        }
+        unmeasured = {id_: why for id_, entry in entries.items() if (why := self._latencies.error(entry.job.model))}
         self._train(entries, resources=self.config.resources, add=self.ledger.add_trial, hopeless=unmeasured)
 
     def _train(

@@ -12,7 +12,8 @@ from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import TrialState
 
 from lsmha.atomic import atomic_write_text
-from orchestrator.ledger import Ledger, objective_values
+from orchestrator.front import objective_values
+from orchestrator.ledger import Ledger
 from orchestrator.records import TrialRecord
 from orchestrator.sweep_config import Dimension, FloatRange, IntRange
 

@@ -283,6 +283,10 @@ class SweepConfig(RunConfig):
                 "finalists.epochs >= train.warmup_epochs must hold, but got "
                 f"finalists.epochs={self.finalist_epochs()}, train.warmup_epochs={self.train.warmup_epochs}"
             )
+        if self.latency.mode == "cuda-graph" and not self.latency_on_gpu():
+            raise ValueError(
+                "latency.mode: must be eager or compiled where latency is measured on CPUs, but got 'cuda-graph'"
+            )
         if self.search.sampler == "grid":
             for name, dimension in self.space.items():
                 if isinstance(dimension, FloatRange):
@@ -313,6 +317,10 @@ class SweepConfig(RunConfig):
             return self
         search = self.search.model_copy(update={"startup_trials": other.search.startup()})
         return self.model_copy(update={"search": search})
+
+    def latency_on_gpu(self) -> bool:
+        """Whether latency is measured on a GPU: by default where trials train on one."""
+        return self.latency.device == "cuda" or (self.latency.device == "auto" and self.resources.gpus_per_trial > 0)
 
     def finalist_resources(self) -> ResourcesConfig:
         """What one finalist's training run takes."""

@@ -19,7 +19,7 @@ TINY = {
     "train": {"epochs": 1, "batch_size": 50},
     "space": {"num_heads": [1, 4], "depth": [1, 2]},
     "search": {"num_trials": 4, "wave_size": 2},
-    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0},
+    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0, "rounds": 1},
     "finalists": {"max_finalists": 2, "seeds": [0]},
 }
 """A sweep of seconds: four configurations, of which at most two are finalists."""

@@ -44,7 +44,7 @@ SWEEP = {
         {"metric": "params", "direction": "minimize"},
     ],
     "search": {"sampler": "tpe", "num_trials": 8, "wave_size": 4},
-    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0},
+    "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0, "rounds": 1},
     "finalists": {"max_finalists": 0, "seeds": [0]},
     "committees": {"resamples": 100},
 }

@@ -253,6 +253,6 @@ def test_a_network_that_cannot_be_trained(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_latency_table(alone: Cli) -> None:
-    output = succeeded(alone("latency", "cct_2_3x2_32", "--num-heads", "1,4", env={"COLUMNS": "160"}))
+    output = succeeded(alone("latency", "cct_2_3x2_32", "--num-heads", "1,4", "--rounds", "1", env={"COLUMNS": "160"}))
     assert "ms / image" in output
     assert len([line for line in output.splitlines() if line.startswith("│")]) == 2

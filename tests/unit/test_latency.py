@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import cycle
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from lsmha import latency as latency_module
 from lsmha import stopwatch
 from lsmha.config import AttentionKernel, LatencyConfig, ModelConfig
 from lsmha.hardware import device_name
-from lsmha.latency import LatencyMeasurement, measure_latency
+from lsmha.latency import LatencyMeasurement, foreign_load, measure_latency
+from lsmha.latency import timing as latency_module
+from lsmha.latency.foreign_load import ForeignLoad
 from lsmha.models import CCT
 
 CPU = torch.device("cpu")
@@ -63,7 +66,9 @@ def test_one_row_per_batch_size_in_order() -> None:
 def test_row_is_flat_and_plain() -> None:
     latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=1e-6)
     (row,) = measure_latency(SMALL, latency, device=CPU)
-    assert {type(value) for value in asdict(row).values()} == {int, float, bool, str}
+    values = asdict(row)
+    assert values.pop("sentinel_ms") is None
+    assert {type(value) for value in values.values()} == {int, float, bool, str}
 
 
 def test_latency_is_per_image_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +80,68 @@ def test_latency_is_per_image_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -
     assert row.latency_p90_ms == pytest.approx(np.percentile(seconds, 90) * 100)
 
 
-def test_steady_passes_stop_at_the_fewest_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steady_passes_stop_after_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=100.0)
+    clock, row = _measure_by_fake_clock(monkeypatch, [0.125], latency)
+    assert (row.iterations, row.converged, row.undisturbed) == (4, True, True)
+    assert clock.passes == 4 + 3
+
+
+def test_a_block_has_the_fewest_iterations_however_long_they_take(monkeypatch: pytest.MonkeyPatch) -> None:
     latency = LatencyConfig(warmup_s=0, min_iterations=7, max_seconds=100.0)
-    clock, row = _measure_by_fake_clock(monkeypatch, [0.001], latency)
+    _, row = _measure_by_fake_clock(monkeypatch, [0.5], latency)
     assert (row.iterations, row.converged) == (7, True)
-    assert clock.passes == 7 + 3
+
+
+class FakeLoad:
+    """What others do, block by block."""
+
+    shares: Iterator[float | None]
+
+    def read(self) -> float | None:
+        return next(self.shares)
+
+
+@pytest.mark.parametrize(
+    ("shares", "median_ms", "undisturbed"),
+    [
+        ([0.06, 0.06, 0.05], 250.0, True),
+        ([0.06, None, 0.5], 500.0, True),
+        ([0.06, 0.5, 0.5], 500.0, False),
+    ],
+    ids=["disturbed blocks are left out", "nothing is known of a block", "all were disturbed, so all count"],
+)
+def test_passes_count_while_others_do_little(
+    monkeypatch: pytest.MonkeyPatch, shares: list[float | None], median_ms: float, undisturbed: bool
+) -> None:
+    FakeLoad.shares = iter(shares)
+    monkeypatch.setattr(latency_module, "ForeignLoad", FakeLoad)
+    monkeypatch.setattr(latency_module, "BLOCK_S", 0.1)
+    passes = [1.0] * 3 + [1.0] * 3 + [0.5] * 3 + [0.25] * 3
+    latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=5.25, target_spread=1.0)
+    _, row = _measure_by_fake_clock(monkeypatch, passes, latency)
+    assert (row.latency_ms, row.undisturbed) == (median_ms, undisturbed)
+
+
+def test_others_work_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of 2 CPUs over one second, this process took a quarter of a second, all took one."""
+    stat = tmp_path / "stat"
+    monkeypatch.setattr(foreign_load, "_STAT", stat)
+    monkeypatch.setattr(foreign_load.os, "cpu_count", lambda: 2)
+    now, own = [10.0], [5.0]
+    monkeypatch.setattr(foreign_load.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(foreign_load.time, "process_time", lambda: own[0])
+    ticks = os.sysconf("SC_CLK_TCK")
+    stat.write_text("cpu  100 0 0 900 50 0 0 0 7 0\ncpu0 1\n")
+    load = ForeignLoad()
+    now[0], own[0] = 11.0, 5.25
+    stat.write_text(f"cpu  {100 + ticks // 2} {ticks // 4} {ticks // 8} 990 70 0 0 {ticks // 8} 99 0\ncpu0 1\n")
+    assert load.read() == pytest.approx(0.375, abs=0.02)
+    now[0] += 0.1
+    assert load.read() is None  # too short to see
+    now[0] += 1
+    stat.unlink()
+    assert load.read() is None
 
 
 def test_unsteady_passes_stop_at_the_time_budget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lsmha.pareto import Direction, hypervolume, pareto_mask
+from lsmha.pareto import Direction, hypervolume, pareto_mask, pareto_mask_with_ties
 
 ACCURACY_LATENCY: tuple[Direction, Direction] = ("maximize", "minimize")
 
@@ -104,3 +104,54 @@ def test_bad_input_is_named(values: object, directions: list[Direction], message
 def test_bad_reference_is_named(reference: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="reference must be 2 finite numbers, but got"):
         hypervolume([[1.0, 2.0]], ACCURACY_LATENCY, reference)
+
+
+def _with_ties(points: list[tuple[float, float]], spread: float) -> list[bool]:
+    """Of accuracies and latencies, the latter known to within `spread`."""
+    latencies = np.array([latency for _, latency in points])
+    mask = pareto_mask_with_ties(points, ACCURACY_LATENCY, measured=1, low=latencies - spread, high=latencies + spread)
+    return mask.tolist()
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([(0.8, 5.0), (0.7, 4.9)], [True, False]),  # hardly faster, and worse
+        ([(0.8, 5.0), (0.7, 4.7)], [True, True]),  # clearly faster
+        ([(0.8, 5.0), (0.8, 4.9)], [True, True]),  # nobody can say which is better
+        ([(0.8, 5.0), (0.8, 4.7)], [False, True]),
+        ([(0.8, 5.0), (0.8, 5.0)], [True, True]),
+        # Each ties with the next; the last one is clearly faster than the first, and beaten by none on the front.
+        ([(0.8, 5.0), (0.7, 4.85), (0.6, 4.7)], [True, False, True]),
+        ([(0.6, 4.7), (0.7, 4.85), (0.8, 5.0)], [True, False, True]),
+        ([(0.8, 5.0), (0.7, float("nan"))], [True, False]),
+    ],
+)
+def test_latencies_that_tie(points: list[tuple[float, float]], expected: list[bool]) -> None:
+    assert _with_ties(points, 0.1) == expected
+
+
+def test_without_spread_nothing_ties() -> None:
+    points = np.random.default_rng(0).integers(0, 8, size=(40, 2)).astype(float)
+    assert _with_ties(points.tolist(), 0.0) == pareto_mask(points, ACCURACY_LATENCY).tolist()
+    assert pareto_mask_with_ties(np.empty((0, 2)), ACCURACY_LATENCY, measured=1, low=[], high=[]).shape == (0,)
+
+
+def test_the_front_with_ties_dominates_all_else() -> None:
+    """Nothing on it dominates another point of it, and whatever is off it is dominated by one of it."""
+    random = np.random.default_rng(1)
+    points = random.integers(0, 10, size=(60, 3)).astype(float)
+    half = random.uniform(0, 1.5, size=60)
+    directions: tuple[Direction, ...] = ("maximize", "minimize", "minimize")
+    low, high = points[:, 1] - half, points[:, 1] + half
+    mask = pareto_mask_with_ties(points, directions, measured=1, low=low, high=high)
+
+    def dominates(one: int, other: int) -> bool:
+        accuracy, size = points[one, 0] - points[other, 0], points[other, 2] - points[one, 2]
+        faster, slower = high[one] < low[other], low[one] > high[other]
+        return bool(accuracy >= 0 and size >= 0 and not slower and (accuracy > 0 or size > 0 or faster))
+
+    front = np.flatnonzero(mask)
+    assert 0 < len(front) < 60
+    for point in range(60):
+        assert any(dominates(one, point) for one in front) != mask[point]

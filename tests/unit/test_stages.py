@@ -12,7 +12,7 @@ from tiny_data import tiny_model, tiny_recipe
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord
-from orchestrator.stages import _Entry, _Recorder, bad_metric
+from orchestrator.stages import _Entry, _Latency, _Recorder, bad_metric
 from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
 
 EPOCH: dict[str, Any] = {
@@ -79,7 +79,7 @@ class Recorded:
         job = TrialJob(
             "t0000", tiny_model(), tiny_recipe(epochs=2), self.checkpoint, folder / "out" if export else None
         )
-        entry = _Entry(job, "k" * 64, "t0000", {"num_heads": 2}, 1.5)
+        entry = _Entry(job, "k" * 64, "t0000", {"num_heads": 2}, _Latency("a1", 1.5))
         self.metrics = Noted()
         self.recorder = _Recorder(
             {"t0000": entry},

@@ -1,0 +1,52 @@
+"""Compiled networks beside eager ones: the same logits, and a latency of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from lsmha.config import LatencyConfig, ModelConfig
+from lsmha.latency import measure_latency
+from lsmha.models import CCT
+from lsmha.models.attention import AttentionKernels
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("kernel", "num_heads", "num_conv_blocks"),
+    [("materialised", 4, 0), ("sdpa", 16, 1)],
+)
+def test_compiled_networks_compute_the_same(kernel: str, num_heads: int, num_conv_blocks: int) -> None:
+    config = ModelConfig.model_validate(
+        {"img_size": 8, "num_classes": 5, "embed_dim": 16, "depth": 2, "num_heads": num_heads,
+         "num_conv_blocks": num_conv_blocks, "attention": kernel, "attn_drop": 0.0, "drop_path": 0.0}
+    )  # fmt: skip
+    torch.manual_seed(0)
+    network = CCT(config)
+    network.use_kernels(AttentionKernels(kernel, kernel))  # type: ignore[arg-type]
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 5
+    torch.compiler.reset()
+    compiled = torch.compile(network, dynamic=False)
+    assert_close(compiled(images), network(images), atol=1e-5, rtol=1e-4)
+    gradients = []
+    for run in (network, compiled):
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(run(images), labels).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None])
+    assert gradients[0]
+    assert_close(gradients[1], gradients[0], atol=1e-5, rtol=1e-4)
+    network.eval()
+    with torch.inference_mode():
+        assert_close(compiled(images), network(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.timeout(300)
+def test_compiled_latency_is_measured_after_compilation() -> None:
+    config = ModelConfig(img_size=8, num_classes=5, embed_dim=16, depth=1, num_heads=4)
+    latency = LatencyConfig(batch_sizes=(1, 4), mode="compiled", warmup_s=0, min_iterations=5, max_seconds=0.1)
+    rows = measure_latency(config, latency, device=CPU)
+    assert [(row.mode, row.batch_size) for row in rows] == [("compiled", 1), ("compiled", 4)]
+    assert all(row.latency_ms < 100 for row in rows)  # to compile takes seconds
