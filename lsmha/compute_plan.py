@@ -77,18 +77,29 @@ def fastest_inference(
         return fastest({kernel: partial(_infer, network, images, kernel) for kernel in kernels}, device)
 
 
-@lru_cache(maxsize=256)
-def _plan_training(
-    model: ModelConfig, precision: str, batch_size: int, device: torch.device, threads: int
-) -> ComputePlan:
+def ways_to_train(
+    model: ModelConfig, train: TrainConfig, device: torch.device
+) -> list[tuple[Precision, AttentionKernel]]:
+    """Precisions and attention kernels that the configurations leave open on the device."""
+    return _ways_to_train(model, train.precision, device)
+
+
+def _ways_to_train(model: ModelConfig, precision: str, device: torch.device) -> list[tuple[Precision, AttentionKernel]]:
     precisions: list[Precision] = list(get_args(Precision)) if supports_bf16(device) else ["fp32"]
     if precision != "auto":
         precisions = [one for one in get_args(Precision) if one == precision]
-    ways = [
+    return [
         (one, kernel)
         for one in precisions
         for kernel in _kernels_to_try(model, device, training=True, bf16=one == "bf16")
     ]
+
+
+@lru_cache(maxsize=256)
+def _plan_training(
+    model: ModelConfig, precision: str, batch_size: int, device: torch.device, threads: int
+) -> ComputePlan:
+    ways = _ways_to_train(model, precision, device)
     images = _images(model, batch_size, device)
     labels = torch.arange(len(images), device=device) % model.num_classes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -21,6 +21,7 @@ from lsmha.hardware import UtilisationMeter
 from lsmha.paths import path_of
 from lsmha.training import DivergenceError, EpochMetrics, StackedTrainer, Trainer, train
 from lsmha.training.logits import save_logits
+from lsmha.training.memory import MemoryShortageError, free_memory
 from lsmha.training.saved import save_model
 from orchestrator.cluster import on_this_node
 from orchestrator.locations import train_storage
@@ -101,6 +102,7 @@ def run_job(
             on_epoch_end=on_epoch_end,
             resume_from=job.checkpoint,
             on_damage=lambda damage: tell("warning", damage),
+            memory=free_memory(device),
         )
     except (DivergenceError, ValueError) as error:
         tell("failed", f"{type(error).__name__}: {error}")
@@ -114,12 +116,16 @@ def run_stack(
     """Train jobs that differ by their seeds alone, together, and tell for each what `run_job` tells and returns.
 
     Returns:
-        Whether it did: not if they were broken off at different epochs.
+        Whether it did: not if they were broken off at different epochs, or the memory is too small for all of them.
     """
     _prepare(device, threads)
     utilisation = UtilisationMeter(device)
     seeds = [job.train.seed for job in jobs]
-    stack = StackedTrainer(jobs[0].model, jobs[0].train, seeds, dataset, device=device)
+    memory = free_memory(device)
+    try:
+        stack = StackedTrainer(jobs[0].model, jobs[0].train, seeds, dataset, device=device, memory=memory)
+    except MemoryShortageError:
+        return False
     if not stack.resume([job.checkpoint for job in jobs], on_damage=[partial(tell, "warning") for tell in tells]):
         return False
     failed: set[str] = set()

@@ -33,9 +33,11 @@ class StackedTrainer:
     Each seed has a `Trainer` of its own in `trainers`, whose network is a view of the stacked one. It is there to save,
     load, evaluate and export as if it had been trained alone; only its `run_epoch` is not for use. Initial weights,
     order of images and augmentation are those of separate runs, so without dropout and stochastic depth the losses are
-    theirs, too, up to rounding. Dropout is drawn for each seed apart, but not as a separate run draws it.
+    theirs, too, up to rounding. Dropout is drawn for each seed apart, but not as a separate run draws it. `memory` is
+    what the device has for all of them, in bytes.
 
     Raises:
+        MemoryShortageError: A step of all seeds takes more than `memory`.
         ValueError: Seeds are missing or repeated, or the settings do not fit the data.
     """
 
@@ -47,11 +49,13 @@ class StackedTrainer:
         dataset: Dataset,
         *,
         device: torch.device,
+        memory: int | None = None,
     ) -> None:
         if not seeds or len(set(seeds)) < len(seeds):
             raise ValueError(f"seeds must be one or more distinct numbers, but got {list(seeds)}")
         recipes = [train_config.model_copy(update={"seed": seed}) for seed in seeds]
-        self.trainers = [Trainer(model_config, recipe, dataset, device=device) for recipe in recipes]
+        of_each = None if memory is None else memory // len(seeds)
+        self.trainers = [Trainer(model_config, recipe, dataset, device=device, memory=of_each) for recipe in recipes]
         self.config, self.device = train_config, device
         networks = [trainer.model for trainer in self.trainers]
         self._network = deepcopy(networks[0]).to("meta")

@@ -29,6 +29,7 @@ from lsmha.models import CCT, create_model
 from lsmha.paths import as_path
 from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
+from lsmha.training.memory import MemoryShortageError, fitting_plan
 from lsmha.training.optimization import build_optimizer, learning_rate_at
 
 
@@ -65,9 +66,11 @@ class Trainer:
     of one rank. (Batch norm sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's
     own share.)
 
-    It starts from freshly initialised weights, or from `model`, which it takes over.
+    It starts from freshly initialised weights, or from `model`, which it takes over. Where the device has `memory`
+    bytes for it, a step that takes more is not begun.
 
     Raises:
+        MemoryShortageError: However it is computed, a step takes more.
         ValueError: batch_size exceeds the training images or is not a multiple of the ranks, the model does not fit
             the images, or `model` is of another architecture than `model_config`.
     """
@@ -80,6 +83,7 @@ class Trainer:
         *,
         device: torch.device,
         model: CCT | None = None,
+        memory: int | None = None,
     ) -> None:
         self.model_config, self.config, self.dataset, self.device = model_config, train_config, dataset, device
         distributed = dist.is_available() and dist.is_initialized()
@@ -104,7 +108,7 @@ class Trainer:
             if train_config.ema_decay
             else None
         )
-        self._follow(self._plan_of_rank_0())
+        self._follow(self._plan_of_rank_0(memory))
         self.augment = Augmentation(train_config.augment, dataset.mean, dataset.std, dataset.num_classes)
         self.images, self.labels = _place(dataset, device)
         self.steps_per_epoch = len(dataset.train) // train_config.batch_size
@@ -234,14 +238,27 @@ class Trainer:
             "data": f"{self.dataset.name}, {len(self.dataset.train)} images, {self.dataset.fingerprint}",
         }
 
-    def _plan_of_rank_0(self) -> ComputePlan:
-        plans: list[ComputePlan | None] = [None]
+    def _plan_of_rank_0(self, memory: int | None) -> ComputePlan:
+        plans: list[ComputePlan | MemoryShortageError | None] = [None]
         if self.rank == 0:
-            plans = [plan_training(self.model_config, self.config, device=self.device)]
+            try:
+                plans = [self._fitting_plan(memory)]
+            except MemoryShortageError as error:
+                plans = [error]  # for all ranks: they would wait for this one
         if self.world_size > 1:
             dist.broadcast_object_list(plans, src=0, device=self.device)
-        assert plans[0] is not None
-        return plans[0]
+        (plan,) = plans
+        if isinstance(plan, MemoryShortageError):
+            raise plan
+        assert plan is not None
+        return plan
+
+    def _fitting_plan(self, memory: int | None) -> ComputePlan:
+        plan = plan_training(self.model_config, self.config, device=self.device)
+        if memory is None:
+            return plan
+        images = self.config.batch_size // self.world_size
+        return fitting_plan(plan, self.model_config, self.config, images=images, device=self.device, memory=memory)
 
     def _follow(self, plan: ComputePlan) -> None:
         self.plan = plan
@@ -319,21 +336,23 @@ def train(
     resume_from: str | os.PathLike[str] | None = None,
     on_damage: Callable[[str], None] = warnings.warn,
     model: CCT | None = None,
+    memory: int | None = None,
 ) -> Trainer:
     """Train to the end of the recipe, from the start or from a checkpoint, and return the finished run.
 
     `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run. `model`, which is taken
-    over, replaces the freshly initialised weights of the start.
+    over, replaces the freshly initialised weights of the start. `memory` is what the device has for it, in bytes.
 
     The run goes on from the newest good state at `resume_from`, and starts over where there is none. `on_damage` gets
     one line, on every rank, when files there are damaged: which, and where the run goes on.
 
     Raises:
+        MemoryShortageError: A step takes more than `memory`.
         ValueError: The settings do not fit the data, `model` is of another architecture, or `resume_from` is of
             another run.
         DivergenceError: The loss became NaN or infinite.
     """
-    trainer = Trainer(model_config, train_config, dataset, device=device, model=model)
+    trainer = Trainer(model_config, train_config, dataset, device=device, model=model, memory=memory)
     if resume_from is not None:
         _resume(trainer, resume_from, on_damage)
     while trainer.epoch < train_config.epochs:
