@@ -53,7 +53,8 @@ test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ra
 	$(PYTEST) tests/integration
 
 test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, faults of every kind, analyses, pruning
-	$(PYTEST) --durations=20 tests/slow
+	$(PYTEST_UNIT) tests/slow/units
+	$(PYTEST) --durations=20 --ignore=tests/slow/units tests/slow
 
 # bin/pip comes last when a venv is made, so a half-made one is made again.
 $(VENV)/bin/pip:

@@ -14,7 +14,7 @@ from orchestrator.study import ProposalStudy
 from orchestrator.sweep_config import SearchConfig
 from orchestrator.sweep_yaml import load_sweep_config
 
-PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
+PARETO = Path(__file__).parents[3] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500
 TOLD_EVERY = {"gp": 25}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
