@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +37,6 @@ class Run:
     way: str
     seed: int
     test_accuracy: float
-    train_seconds: float
 
 
 def train_plainly(network: nn.Module, recipe: TrainConfig, dataset: Dataset, device: torch.device) -> None:
@@ -64,7 +62,6 @@ def train_plainly(network: nn.Module, recipe: TrainConfig, dataset: Dataset, dev
 
 
 def run_of(way: str, model: ModelConfig, recipe: TrainConfig, dataset: Dataset, device: torch.device) -> Run:
-    started = time.perf_counter()
     network: nn.Module
     if way == "lsmha":
         undropped = model.model_copy(update={"attn_drop": 0.0})
@@ -73,8 +70,7 @@ def run_of(way: str, model: ModelConfig, recipe: TrainConfig, dataset: Dataset, 
         torch.manual_seed(recipe.seed)
         network = vit_pytorch_cct(model)
         train_plainly(network, recipe, dataset, device)
-    seconds = time.perf_counter() - started
-    return Run(way, recipe.seed, evaluate(network, dataset.test, dataset, device=device).accuracy, seconds)
+    return Run(way, recipe.seed, evaluate(network, dataset.test, dataset, device=device).accuracy)
 
 
 def summary(runs: list[Run]) -> Table:
@@ -82,12 +78,11 @@ def summary(runs: list[Run]) -> Table:
     rows = []
     for way in dict.fromkeys(run.way for run in runs):
         found = [run.test_accuracy for run in runs if run.way == way]
-        seconds = statistics.median(run.train_seconds for run in runs if run.way == way)
         rows.append(
             [way, f"{statistics.mean(found):.4f}", f"{statistics.stdev(found):.4f}" if len(found) > 1 else "",
-             ", ".join(f"{one:.4f}" for one in found), str(len(found)), f"{seconds:,.0f}"]
+             ", ".join(f"{one:.4f}" for one in found), str(len(found))]
         )  # fmt: skip
-    header = ["way", "mean test accuracy", "standard deviation", "by seed", "seeds", "seconds to train (median)"]
+    header = ["way", "mean test accuracy", "standard deviation", "by seed", "seeds"]
     return Table(header, rows)
 
 

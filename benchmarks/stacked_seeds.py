@@ -107,8 +107,8 @@ def main() -> None:
         title="Seeds trained together",
         protocol=f"{options.seeds} seeds, no dropout on attention weights, medians of {options.turns} turns (lowest to "
         "highest) of so many steps each: " + str(options.steps) + ".",
-        command=f"python benchmarks/stacked_seeds.py --seeds {options.seeds} --steps {options.steps} "
-        f"--turns {options.turns}",
+        command=f"python benchmarks/stacked_seeds.py --seeds {options.seeds} "
+        f"--batch-sizes {' '.join(map(str, options.batch_sizes))} --steps {options.steps} --turns {options.turns}",
         tables=[Table(header, rows)],
         results={"together": found},
     )
