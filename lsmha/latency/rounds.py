@@ -69,9 +69,7 @@ def _alike(rounds: Sequence[Round]) -> list[Round]:
     return [one for one in rounds if abs(one.sentinel_ms - usual) <= MOST_DRIFT * usual]
 
 
-def _combined(
-    of_one: Sequence[list[LatencyMeasurement] | str], sentinel_ms: float
-) -> list[LatencyMeasurement] | str:
+def _combined(of_one: Sequence[list[LatencyMeasurement] | str], sentinel_ms: float) -> list[LatencyMeasurement] | str:
     """Of one network, what each round measured, as one."""
     rows: list[list[LatencyMeasurement]] = []
     for found in of_one:

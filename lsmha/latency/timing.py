@@ -67,7 +67,7 @@ class LatencyMeasurement:
     torch_version: str
     """Version of torch, build included."""
     sentinel_ms: float | None = None
-    """Latency of `rounds.SENTINEL` in the same rounds, in ms per image: how fast the machine was; None without rounds."""
+    """Latency of `rounds.SENTINEL` in the same rounds, in ms per image: how fast the machine was; None without any."""
 
 
 def measure_latency(

@@ -28,7 +28,7 @@ def test_bf16_trains_as_well_as_fp32(kernel: AttentionKernel) -> None:
         found = []
         for seed in SEEDS:
             recipe = TrainConfig.model_validate(
-                {"epochs": 6, "batch_size": 64, "learning_rate": 3e-3, "warmup_epochs": 1, "seed": seed,
+                {"epochs": 10, "batch_size": 64, "learning_rate": 3e-3, "warmup_epochs": 1, "seed": seed,
                  "precision": precision}
             )  # fmt: skip
             trained = train(model, recipe, dataset, device=CPU)
