@@ -156,9 +156,7 @@ def main() -> None:
         tables=[*tables, Table(header, rows)],
         results=results,
     )  # fmt: skip
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 def _agreement_table(found: Agreement) -> Table:

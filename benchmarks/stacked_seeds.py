@@ -112,9 +112,7 @@ def main() -> None:
         tables=[Table(header, rows)],
         results={"together": found},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

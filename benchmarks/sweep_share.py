@@ -115,9 +115,7 @@ def main() -> None:
         tables=[Table(header, [row])],
         results={"share": [found]},
     )
-    print(report.markdown())
-    if options.out:
-        report.write(options.out)
+    report.publish(options.out)
 
 
 if __name__ == "__main__":

@@ -86,8 +86,7 @@ def test_all_taps(trained: CCT) -> None:
     assert len(analysis.taps[2].groups[0].fields) == trained.config.mlp_dim
 
 
-@pytest.mark.parametrize("taps", [("block",), ("mlp",), ("block", "attn")])
-@pytest.mark.parametrize("num_conv_blocks", [0, 2])
+@pytest.mark.parametrize(("taps", "num_conv_blocks"), [(("block",), 0), (("mlp",), 2), (("block", "attn"), 0)])
 def test_other_taps_are_saved_and_drawn(taps: tuple[str, ...], num_conv_blocks: int, tmp_path: Path) -> None:
     model = CCT(tiny_model(num_heads=1, num_conv_blocks=num_conv_blocks))
     analysis = analyze(model, tiny_dataset(), AnalysisConfig(taps=taps, permutations=5), device=CPU)

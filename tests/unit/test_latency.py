@@ -27,6 +27,11 @@ CPU = torch.device("cpu")
 SMALL = ModelConfig(img_size=8, num_classes=3, embed_dim=8, depth=2, num_heads=2, attention="sdpa")
 
 
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_module, "BLOCK_S", 0.02)
+
+
 class FakeClock:
     """Stands in for the passes and the clock: each pass takes the next of `seconds`, over and over."""
 
@@ -81,6 +86,7 @@ def test_latency_is_per_image_in_milliseconds(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_steady_passes_stop_after_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency_module, "BLOCK_S", 0.5)
     latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=100.0)
     clock, row = _measure_by_fake_clock(monkeypatch, [0.125], latency)
     assert (row.iterations, row.converged, row.undisturbed) == (4, True, True)

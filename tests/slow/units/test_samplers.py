@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lsmha.config import ModelConfig
+from lsmha.models.cost import model_cost
 from orchestrator.search_space import Point
 from orchestrator.stages import build_space
 from orchestrator.study import ProposalStudy
@@ -34,6 +35,8 @@ def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
         assert proposal.number == number
         assert space.key(proposal.point) in valid
         model = ModelConfig.model_validate(proposal.model.model_dump())
+        assert model.canonical() == space.build(proposal.point)[0].canonical()
+        assert model_cost(model).params > 0
         seen.add((model.canonical(), proposal.train))
         if number % TOLD_EVERY.get(sampler, 1) == 0:
             accuracy = 0.5 + 0.05 * model.depth - 0.02 * model.num_conv_blocks
