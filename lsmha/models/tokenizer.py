@@ -11,9 +11,11 @@ from lsmha.config import ModelConfig
 
 
 class Tokenizer(nn.Module):
-    """Convolutions (no bias), each with ReLU and a 3x3/2 max-pool, (B, C, height, width) -> (B, N, D).
+    """Convolutions (no bias), each with a 3x3/2 max-pool and ReLU, (B, C, height, width) -> (B, N, D).
 
-    Stride and padding follow the kernel as in the published code (Hassani et al., arXiv:2104.05704).
+    Stride and padding follow the kernel as in the published code (Hassani et al., arXiv:2104.05704). That has ReLU
+    before the pool. The numbers are the same, gradients included, but ReLU then has four times as much to do: on CPUs a
+    tenth of a small network's training step.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -26,8 +28,8 @@ class Tokenizer(nn.Module):
             *(
                 nn.Sequential(
                     nn.Conv2d(c_in, c_out, kernel_size, stride=stride, padding=padding, bias=False),
-                    nn.ReLU(inplace=True),
                     nn.MaxPool2d(3, stride=2, padding=1),
+                    nn.ReLU(inplace=True),
                 )
                 for c_in, c_out in pairwise(channels)
             )

@@ -12,6 +12,7 @@ from lsmha.config import ModelConfig
 from lsmha.models import CCT, VARIANTS, create_model
 from lsmha.models.attention import MultiHeadAttention
 from lsmha.models.blocks import ConvBlock, TransformerBlock
+from lsmha.models.tokenizer import Tokenizer
 
 CONV_KINDS = ("conv3x3", "residual", "depthwise")
 
@@ -51,6 +52,25 @@ def test_default_configuration_is_cct_7_3x1_on_cifar100() -> None:
 def test_model_comes_from_name_or_configuration_with_overrides() -> None:
     assert create_model("cct_2_3x2_32", num_heads=64).config.head_dim == 2
     assert create_model(_config(), depth=1).config == _config(depth=1)
+
+
+def test_tokens_and_gradients_are_those_of_relu_before_the_pool() -> None:
+    """The published order, from which the tokenizer departs for speed; zeros and ties included."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(_config(num_tokenizer_convs=2, tokenizer_dim=6))
+    images = torch.randint(0, 3, (4, 3, 8, 8)).float() / 2
+    published = images
+    for conv, pool, relu in tokenizer.conv_layers:
+        published = pool(torch.relu(conv(published)))
+        assert isinstance(relu, nn.ReLU)
+    expected = published.permute(0, 2, 3, 1).flatten(1, 2)
+    tokens = tokenizer(images)
+    assert (tokens == 0).any()
+    assert torch.equal(tokens, expected)
+    weights = list(tokenizer.parameters())
+    ours, theirs = (torch.autograd.grad((one * one).sum(), weights) for one in (tokens, expected))
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("conv_kind", CONV_KINDS)
