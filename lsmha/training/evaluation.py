@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from lsmha.config import ModelConfig
 from lsmha.data import Dataset, LabeledImages, normalise
+from lsmha.models.cct import CCT
+from lsmha.training.memory import inference_memory, total_memory
 
 BATCH_SIZE = 500
+"""Images at a time on a CPU at most: more are no faster there."""
+PART_OF_MEMORY = 8
+"""Evaluation takes this part of the device's memory at most. Not of what happens to be free, on which the last bits of
+results would depend; where too little is free, batches are halved until they fit."""
+MOST_HEADS = 65_535
+"""Images times heads at a time on a GPU at most: more than fit into one dimension of a kernel's grid."""
 
 
 class Evaluation(NamedTuple):
@@ -21,21 +30,37 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def predict_logits(
-    model: nn.Module, images: Tensor, dataset: Dataset, *, device: torch.device, bf16: bool = False
-) -> Tensor:
+def predict_logits(model: CCT, images: Tensor, dataset: Dataset, *, device: torch.device, bf16: bool = False) -> Tensor:
     """Logits (n, num_classes), float32 on the CPU, of uint8 images (n, C, height, width), by the model in eval mode.
 
     Images are normalised with the mean and standard deviation of `dataset`'s training split. `bf16` autocasts to
-    bfloat16: faster where the device computes in it, and close enough to follow a training run.
+    bfloat16: faster where the device computes in it, and close enough to follow a training run. Batches are the largest
+    that fit.
     """
     model.eval()
+    logits: list[Tensor] = []
+    done, batch_size = 0, largest_batch(model.config, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-        logits = [
-            model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std)).float().cpu()
-            for batch in images.split(BATCH_SIZE)
-        ]
-    return torch.cat(logits) if logits else torch.empty(0, dataset.num_classes)
+        while done < len(images):
+            batch = images[done : done + batch_size]
+            try:
+                of_batch = model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
+            except torch.cuda.OutOfMemoryError:  # others share the device
+                if batch_size == 1:
+                    raise
+                batch_size //= 2
+            else:
+                logits.append(of_batch.float())
+                done += len(batch)
+    # To the CPU once: each copy waits for the device.
+    return torch.cat(logits).cpu() if logits else torch.empty(0, dataset.num_classes)
+
+
+def largest_batch(model: ModelConfig, device: torch.device) -> int:
+    """Images at a time that inference has memory for on the device, at least one."""
+    fitting = total_memory(device) // PART_OF_MEMORY // inference_memory(model)
+    most = BATCH_SIZE if device.type == "cpu" else MOST_HEADS // model.num_heads
+    return max(1, min(fitting, most))
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Evaluation:
@@ -45,7 +70,7 @@ def score_logits(logits: Tensor, labels: Tensor) -> Evaluation:
 
 
 def evaluate(
-    model: nn.Module, split: LabeledImages, dataset: Dataset, *, device: torch.device, bf16: bool = False
+    model: CCT, split: LabeledImages, dataset: Dataset, *, device: torch.device, bf16: bool = False
 ) -> Evaluation:
     """Loss and accuracy of the model on one split of the data set; `bf16` as in `predict_logits`."""
     return score_logits(predict_logits(model, split.images, dataset, device=device, bf16=bf16), split.labels)

@@ -137,6 +137,24 @@ class _LiveBytes(TorchDispatchMode):
         self._now -= nbytes
 
 
+def inference_memory(model: ModelConfig) -> int:
+    """Bytes that inference takes for each image at most, in float32, by what there is at a time of each kind of tensor,
+    attention weights included, since any kernel may fall back to them."""
+    attention = 3 * model.num_heads * model.num_tokens**2 if model.has_attention else 0
+    block = model.num_tokens * (8 * model.embed_dim + 3 * model.mlp_dim) + attention
+    widest = max(model.embed_dim, model.tokenizer_dim)
+    return 4 * max(block, 4 * model.img_size**2 * widest)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that the device has; of a machine no more than the process's control group may take (Linux, version 2)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    total = psutil.virtual_memory().total
+    limit = _of_control_group("memory.max")
+    return total if limit is None else min(total, limit)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that this process could take on the device: of a GPU what its allocator holds in reserve included, of a
     machine no more than what the process's control group has left (Linux, version 2)."""
@@ -144,8 +162,14 @@ def free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     free = psutil.virtual_memory().available
+    limit, used = _of_control_group("memory.max"), _of_control_group("memory.current")
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def _of_control_group(name: str) -> int | None:
+    """A number of bytes that the process's control group states; None where there is no limit, or none is known."""
     try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stated = (_CGROUP / name).read_text().strip()
     except OSError:
-        return free
-    return free if limit == "max" else min(free, int(limit) - int(used))
+        return None
+    return None if stated == "max" else int(stated)

@@ -41,6 +41,51 @@ def test_logits_do_not_depend_on_the_batches(batch_size: int, tiny: Dataset, mon
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_batches_that_do_not_fit_are_halved_until_they_do(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = _model(), []
+    expected = predict_logits(model, tiny.test.images, tiny, device=CPU)
+
+    class Crowded(CCT):
+        def forward(self, images: torch.Tensor, head_mask: torch.Tensor | None = None) -> torch.Tensor:
+            sizes.append(len(images))
+            if len(images) > 8:
+                raise torch.cuda.OutOfMemoryError
+            return super().forward(images, head_mask)
+
+    model.__class__ = Crowded
+    monkeypatch.setattr(evaluation, "BATCH_SIZE", 20)
+    logits = predict_logits(model, tiny.test.images, tiny, device=CPU)
+    torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
+    assert sizes[:3] == [20, 10, 5]
+    assert set(sizes[3:-1]) == {5}
+
+
+def test_one_image_that_does_not_fit_is_an_error(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    model = _model()
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="out of memory"):
+        predict_logits(model, tiny.test.images, tiny, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("device", "num_heads", "total", "expected"),
+    [
+        ("cpu", 4, 1 << 40, 500),
+        ("cuda", 4, 1 << 40, 16_383),
+        ("cuda", 64, 1 << 40, 1_023),
+        ("cuda", 64, 1 << 30, 32),
+        ("cpu", 64, 1 << 10, 1),
+    ],
+)
+def test_largest_batch(device: str, num_heads: int, total: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "total_memory", lambda _: total)
+    monkeypatch.setattr(evaluation, "inference_memory", lambda model: 1 << 22)
+    assert evaluation.largest_batch(tiny_model(embed_dim=64, num_heads=num_heads), torch.device(device)) == expected
+
+
 def test_no_images_have_no_logits(tiny: Dataset) -> None:
     assert predict_logits(_model(), tiny.test.images[:0], tiny, device=CPU).shape == (0, 3)
 

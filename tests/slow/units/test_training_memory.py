@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from lsmha.config import ModelConfig
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import memory
-from lsmha.training.memory import MemoryShortageError, fitting_plan, free_memory, training_memory
+from lsmha.training.memory import (
+    MemoryShortageError,
+    fitting_plan,
+    free_memory,
+    inference_memory,
+    training_memory,
+)
 from lsmha.training.optimization import build_optimizer
 from lsmha.training.trainer import Trainer
 from orchestrator import trial
@@ -29,7 +36,8 @@ MATERIALISED = ComputePlan("fp32", AttentionKernels("materialised", "sdpa"))
 
 def _seen_by_the_profiler(model: ModelConfig, kernel: Any, bf16: bool, images: int, trace: Path) -> int:
     """Peak of the bytes that torch's allocator handed out in a real step, weights included."""
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+
+    def step() -> None:
         network = CCT(model).train()
         network.use_kernels(AttentionKernels(kernel, kernel))
         optimizer = build_optimizer(network.named_parameters(), tiny_recipe())
@@ -38,6 +46,13 @@ def _seen_by_the_profiler(model: ModelConfig, kernel: Any, bf16: bool, images: i
             logits = network(inputs)
         F.cross_entropy(logits.float(), labels).backward()
         optimizer.step()
+
+    return _peak_of_profile(step, trace)
+
+
+def _peak_of_profile(work: Callable[[], object], trace: Path) -> int:
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work()
     profile.export_chrome_trace(str(trace))
     events = [one["args"] for one in json.loads(trace.read_text())["traceEvents"] if one["name"] == "[memory]"]
     now = peak = 0
@@ -55,6 +70,17 @@ def test_a_step_takes_what_was_predicted(kernel: Any, bf16: bool, num_conv_block
     model = MODEL.model_copy(update={"num_conv_blocks": num_conv_blocks})
     predicted = training_memory(model, tiny_recipe(), kernel=kernel, bf16=bf16, images=16)
     assert predicted == pytest.approx(_seen_by_the_profiler(model, kernel, bf16, 16, tmp_path / "trace"), rel=0.1)
+
+
+@pytest.mark.parametrize(("num_heads", "num_conv_blocks"), [(1, 0), (32, 0), (8, 2)])
+def test_inference_takes_no_more_than_was_predicted(num_heads: int, num_conv_blocks: int, tmp_path: Path) -> None:
+    model = MODEL.model_copy(
+        update={"num_heads": num_heads, "num_conv_blocks": num_conv_blocks, "attention": "materialised"}
+    )
+    network, images = CCT(model).eval(), torch.rand(16, 3, 32, 32)
+    with torch.inference_mode():
+        seen = _peak_of_profile(lambda: network(images), tmp_path / "trace")
+    assert seen <= 16 * inference_memory(model) <= 5 * seen
 
 
 def test_what_adds_to_it() -> None:
