@@ -270,8 +270,16 @@ class LatencyConfig(Config):
     """Fewest timed iterations."""
     max_seconds: float = Field(3.0, gt=0)
     """Time budget per batch size, in each process, once `min_iterations` are done."""
+    search_seconds: float = Field(1.0, gt=0)
+    """That of the search, where `rounds` come later: nothing trains meanwhile."""
     target_spread: float = Field(0.03, gt=0)
     """Stop once the interquartile range is below this part of the median."""
+
+    def of_search(self) -> LatencyConfig:
+        """How the search measures: in less time, if what comes to the front is measured again."""
+        if self.rounds == 1:
+            return self
+        return self.model_copy(update={"max_seconds": min(self.max_seconds, self.search_seconds)})
 
 
 class ReadoutConfig(Config):

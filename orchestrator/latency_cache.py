@@ -204,7 +204,9 @@ def _columns(model: ModelConfig) -> dict[str, Any]:
 def _measure(model: str, latency: str, use_gpu: bool) -> tuple[str, list[dict[str, Any]]]:
     """The node that this runs on, and what it measures."""
     rows = measure_latency(
-        ModelConfig.model_validate_json(model), LatencyConfig.model_validate_json(latency), device=_device(use_gpu)
+        ModelConfig.model_validate_json(model),
+        LatencyConfig.model_validate_json(latency).of_search(),
+        device=_device(use_gpu),
     )
     return ray.get_runtime_context().get_node_id(), [asdict(row) for row in rows]
 

@@ -346,7 +346,8 @@ class Sweep:
         for run_id, reason in hopeless.items():
             recorder.failed(run_id, reason)
         if entries:  # those that failed have left it
-            jobs = [entry.job for entry in entries.values()]
+            # The longest first: what ends last leaves other workers idle, and shall be short.
+            jobs = sorted((entry.job for entry in entries.values()), key=_work, reverse=True)
             concurrency = concurrent_trials(resources, self.capacity)
             self._crews.train(jobs, recorder, resources=resources, concurrency=concurrency)
 
@@ -373,6 +374,11 @@ class Sweep:
             self.ledger.write_tables()
             took = time.monotonic() - now
             self._tables_due = now + max(every_s, took / share)
+
+
+def _work(job: TrialJob) -> int:
+    """Multiply-accumulates of a run's images and epochs, for as many images as all runs have."""
+    return model_cost(job.model).macs * job.train.epochs
 
 
 def bad_metric(metrics: Mapping[str, Any]) -> str | None:
