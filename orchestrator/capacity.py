@@ -130,8 +130,10 @@ def check_resources(section: str, resources: ResourcesConfig, capacity: Capacity
     Raises:
         UserError: It asks for more than there can be, or one of its workers for more than a node has.
     """
-    for kind, has in (("cpus", capacity.cpus), ("gpus", capacity.gpus)):
-        wanted = getattr(resources, f"{kind}_per_trial")
+    for kind, wanted, has in (
+        ("cpus", resources.cpus_per_trial, capacity.cpus),
+        ("gpus", resources.gpus, capacity.gpus),
+    ):
         if wanted > has:
             raise UserError(
                 f"{section}.{kind}_per_trial: at most the {has:g} {kind.upper()[:-1]}(s) of the cluster are allowed, "
@@ -149,4 +151,4 @@ def check_resources(section: str, resources: ResourcesConfig, capacity: Capacity
 def _of_a_worker(resources: ResourcesConfig) -> tuple[float, float]:
     """CPUs and GPUs of one worker of a trial."""
     workers = resources.workers_per_trial
-    return resources.cpus_per_trial / workers, resources.gpus_per_trial / workers
+    return resources.cpus_per_trial / workers, resources.gpus / workers

@@ -46,6 +46,10 @@ def describe_validation_error(error: ValidationError, *, prefix: str = "") -> st
             message = f"must have at least {first['ctx']['min_length']} item(s)"
         else:
             message = _WORDS.get(first["type"], f"{message[:1].lower()}{message[1:]}")
+        # A number or a word: pydantic has a problem with each of the two.
+        words = [one["ctx"]["expected"] for one in siblings if one["type"] == "literal_error" and one is not first]
+        if words:
+            parts, message = parts[:-1], f"{message}, or {words[0]}"
         message = f"{message}, but got {_short(first['input'])}"
     location = ".".join(str(part) or "''" for part in parts if part not in (*_DIMENSION_TAGS, "[key]"))
     field = ".".join(part for part in (prefix, location) if part)

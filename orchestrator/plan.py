@@ -7,6 +7,7 @@ from rich.console import Console
 from lsmha.data import Dataset
 from orchestrator.capacity import Capacity, check_capacity, concurrent_trials, trials_per_node
 from orchestrator.cluster import connect
+from orchestrator.gpu_share import without_gpus
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import describe_point
 from orchestrator.search_space import SearchSpace
@@ -28,6 +29,7 @@ def show_plan(config: SweepConfig, console: Console, *, address: str | None, pro
     space = build_space(config, dataset)
     study = build_study(config, space)
     with connect(address) as capacity:
+        config = without_gpus(config, capacity)
         check_capacity(config, capacity)
         _print_plan(config, space, dataset, capacity, console)
     shown = [proposal for proposal in (study.ask() for _ in range(proposals)) if proposal]
@@ -68,5 +70,6 @@ def _describe_resources(title: str, resources: ResourcesConfig, capacity: Capaci
         packed = f"up to {whole} per node"
     return (
         f"{title}: {resources.workers_per_trial} worker(s), {resources.cpus_per_trial} CPU(s) and "
-        f"{resources.gpus_per_trial:g} GPU(s) each, {concurrent_trials(resources, capacity)} at a time, {packed}"
+        f"{resources.gpus:g} GPU(s) each, {concurrent_trials(resources, capacity)} at a time, {packed}"
+        f"{'; how many share a GPU is measured at the start' if resources.gpus_per_trial == 'auto' else ''}"
     )

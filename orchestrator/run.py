@@ -19,6 +19,7 @@ from orchestrator.cluster_loss import ends_if_cluster_is_lost
 from orchestrator.derived_files import write_derived_files
 from orchestrator.errors import UserError
 from orchestrator.extension import extended
+from orchestrator.gpu_share import on_one_gpu, with_gpu_share, without_gpus
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
 from orchestrator.ledger import Ledger, is_run, remove_abandoned
 from orchestrator.metrics import SweepMetrics
@@ -71,7 +72,8 @@ def run_sweep(
         if before is not None and before.origin is not None:
             before.origin.check(origin)
         capacity = session.enter_context(connect(address, dashboard=dashboard))
-        check_capacity(config, capacity)
+        settled = without_gpus(config, capacity)
+        check_capacity(settled, capacity)
         ledger = _own(folder, config, session)
         ending = _Ending(config, space, dataset, ledger, console, quiet=quiet)
         try:
@@ -87,8 +89,11 @@ def run_sweep(
             ):
                 mark_stage(folder, "search")
                 ledger.begin_session(config, origin)
+                settled = with_gpu_share(
+                    settled, space, capacity, measure=on_one_gpu(capacity, dataset), say=progress.say
+                )
                 with SweepMetrics(ledger, progress.say) as metrics:
-                    sweep = Sweep(config, space, dataset, ledger, capacity, progress, metrics)
+                    sweep = Sweep(settled, space, dataset, ledger, capacity, progress, metrics)
                     sweep.search(study)
                     mark_stage(folder, "latency of the front")
                     sweep.measure_front()

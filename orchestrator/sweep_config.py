@@ -131,8 +131,10 @@ class ResourcesConfig(Config):
     """Ranks of one training run; above 1 they are DDP workers of Ray Train."""
     cpus_per_trial: int = Field(1, ge=1)
     """CPU cores of one trial, shared evenly by its workers."""
-    gpus_per_trial: float = Field(0, ge=0)
-    """GPUs of one trial, shared evenly by its workers; a fraction shares a GPU among trials."""
+    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
+    """GPUs of one trial, shared evenly by its workers; a fraction shares a GPU among trials. `auto` measures on one of
+    the GPUs at the start, with the largest network of the space, how many trials together train most (about a minute);
+    each worker of DDP trials gets a whole one. Where there is no GPU, it is 0."""
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time; by default as many as fit."""
     seeds_together: int | None = Field(None, ge=1)
@@ -148,20 +150,25 @@ class ResourcesConfig(Config):
                 "cpus_per_trial must be a multiple of workers_per_trial, but got "
                 f"cpus_per_trial={self.cpus_per_trial}, workers_per_trial={self.workers_per_trial}"
             )
-        if self.gpus_per_trial > 1 and self.gpus_per_trial % 1:
+        if self.gpus > 1 and self.gpus % 1:
             raise ValueError(f"gpus_per_trial must be whole or below 1, but got gpus_per_trial={self.gpus_per_trial}")
-        if self.gpus_per_trial and self.workers_per_trial > 1 and self.gpus_per_trial % self.workers_per_trial:
+        if self.gpus and self.workers_per_trial > 1 and self.gpus % self.workers_per_trial:
             raise ValueError(
                 "gpus_per_trial must be a multiple of workers_per_trial, but got "
                 f"gpus_per_trial={self.gpus_per_trial}, workers_per_trial={self.workers_per_trial}"
             )
         return self
 
+    @property
+    def gpus(self) -> float:
+        """`gpus_per_trial`; as long as `auto` is not settled, a whole GPU for each worker."""
+        return float(self.workers_per_trial if self.gpus_per_trial == "auto" else self.gpus_per_trial)
+
     def most_together(self) -> int:
         """`seeds_together`, with its default."""
         if self.workers_per_trial > 1:
             return 1
-        return self.seeds_together or (SEEDS_TOGETHER_ON_GPU if self.gpus_per_trial else 1)
+        return self.seeds_together or (SEEDS_TOGETHER_ON_GPU if self.gpus else 1)
 
 
 class FinalistsConfig(Config):
@@ -320,7 +327,7 @@ class SweepConfig(RunConfig):
 
     def latency_on_gpu(self) -> bool:
         """Whether latency is measured on a GPU: by default where trials train on one."""
-        return self.latency.device == "cuda" or (self.latency.device == "auto" and self.resources.gpus_per_trial > 0)
+        return self.latency.device == "cuda" or (self.latency.device == "auto" and self.resources.gpus > 0)
 
     def finalist_resources(self) -> ResourcesConfig:
         """What one finalist's training run takes."""
@@ -329,9 +336,7 @@ class SweepConfig(RunConfig):
     def analysis_resources(self) -> tuple[int, float]:
         """CPU cores and GPUs of the analysis of one finalist."""
         training = self.finalist_resources()
-        cpus, gpus = (
-            total / training.workers_per_trial for total in (training.cpus_per_trial, training.gpus_per_trial)
-        )
+        cpus, gpus = (total / training.workers_per_trial for total in (training.cpus_per_trial, training.gpus))
         asked = self.analysis
         return (
             int(cpus) if asked.cpus_per_task is None else asked.cpus_per_task,

@@ -197,7 +197,7 @@ def crew_task(resources: ResourcesConfig) -> Any:
     # Without max_calls Ray would end a process that had a GPU after one task.
     return ray.remote(max_calls=0)(_work_alone).options(
         num_cpus=resources.cpus_per_trial,
-        num_gpus=resources.gpus_per_trial,
+        num_gpus=resources.gpus,
         max_retries=0,
         name="crew",
         scheduling_strategy="SPREAD" if resources.placement == "spread" else "DEFAULT",

@@ -9,7 +9,7 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,12 +39,14 @@ class ContestantError(RuntimeError):
 
 
 class ContestantProcess:
-    """The process, idle until `images_per_s` is called; made by `started`."""
+    """The process, idle until it is told to run; made by `started`, or, to be `warm_up`ed beside others, as it is."""
 
     def __init__(self, contestant: Contestant, *, run_s: float) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_ENVIRONMENT}
         if contestant.tuned:
             environment |= ALLOCATOR_ENVIRONMENT
+        # What goes by the name of this package in the working folder is not to be run.
+        environment["PYTHONSAFEPATH"] = "1"
         task = {
             "loop": contestant.loop,
             "model": contestant.model.model_dump_json(),
@@ -57,6 +59,9 @@ class ContestantProcess:
             [sys.executable, "-m", __name__, json.dumps(task)],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
         )  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Wait until it is ready."""
         ready = self._answer()
         self.num_params: int = ready["num_params"]
         """Parameters of its network."""
@@ -65,10 +70,23 @@ class ContestantProcess:
 
     def images_per_s(self) -> float:
         """Let it train for one run."""
+        (speed,) = together([self])
+        return speed
+
+    def start(self) -> None:
+        """Let it train for one run, without waiting for the end."""
         assert self.process.stdin is not None
         self.process.stdin.write("go\n")
         self.process.stdin.flush()
+
+    def end(self) -> float:
+        """Wait for the end of the run; returns its images/s."""
         return float(self._answer()["images_per_s"])
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        with self.process:  # closes its pipes
+            self.process.kill()
 
     def peak_memory_mib(self) -> float:
         """Let it end; returns its largest resident memory, in MiB."""
@@ -96,11 +114,18 @@ def started(contestant: Contestant, *, run_s: float) -> Iterator[ContestantProce
         ContestantError: It could not train; likewise from the methods of what is yielded.
     """
     running = ContestantProcess(contestant, run_s=run_s)
-    with running.process:  # closes its pipes
-        try:
-            yield running
-        finally:
-            running.process.kill()
+    try:
+        running.warm_up()
+        yield running
+    finally:
+        running.kill()
+
+
+def together(processes: Sequence[ContestantProcess]) -> list[float]:
+    """Let all train for one run at the same time; returns their images/s."""
+    for process in processes:
+        process.start()
+    return [process.end() for process in processes]
 
 
 def _compete(task: dict[str, Any]) -> None:

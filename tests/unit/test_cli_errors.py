@@ -100,6 +100,7 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (MINIMAL + "resources: {gpus_per_trial: .nan}", ("resources.gpus_per_trial", "finite", "nan")),
         (MINIMAL + "resources: {gpus_per_trial: -1}", ("resources.gpus_per_trial", "equal to 0", "-1")),
         (MINIMAL + "resources: {gpus_per_trial: 1.5}", ("gpus_per_trial", "whole or below 1", "1.5")),
+        (MINIMAL + "resources: {gpus_per_trial: all}", ("resources.gpus_per_trial", "number", "'auto'", "all")),
         (MINIMAL + "resources: {max_concurrent_trials: 0}", ("resources.max_concurrent_trials", "equal to 1", "0")),
         (MINIMAL + "finalists: {max_finalists: -1}", ("finalists.max_finalists", "equal to 0", "-1")),
         (MINIMAL + "latency: {batch_sizes: []}", ("latency.batch_sizes", "at least 1", "[]")),

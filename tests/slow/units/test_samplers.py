@@ -17,7 +17,7 @@ from orchestrator.sweep_yaml import load_sweep_config
 
 PARETO = Path(__file__).parents[3] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500
-TOLD_EVERY = {"gp": 25}
+TOLD_EVERY = {"gp": 40}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
 
 
