@@ -20,6 +20,8 @@ AttentionKernel = Literal["materialised", "sdpa", "sdpa-padded", "sdpa-fp32"]
 """`materialised` computes the attention weights as a tensor; `sdpa` is torch's `scaled_dot_product_attention`, by the
 kernel that torch chooses; `sdpa-padded` the same on heads padded with zeros to a multiple of 8 channels, as fused
 kernels of GPUs want them; `sdpa-fp32` the same in float32, also where all else is bfloat16."""
+RunMode = Literal["eager", "compiled", "cuda-graph"]
+"""How torch runs a network: as it is, by `torch.compile`, or as a CUDA graph that is recorded once and replayed."""
 Pooling = Literal["mean", "sequence", "flatten"]
 Rule = Literal["softmax", "logits", "majority"]
 """What a committee sums: softmax outputs, logits, or votes."""
@@ -230,6 +232,9 @@ class TrainConfig(Config):
     """Evaluate and save an exponential moving average of the weights; off by default."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Autocast to bfloat16 or not; `auto` does where the device has bfloat16 arithmetic."""
+    mode: RunMode = "eager"
+    """How torch runs forward and backward pass: as they are, by `torch.compile` (up to a minute for each architecture),
+    or as a replayed CUDA graph (GPU only). DDP runs, and seeds trained together, are always eager."""
     seed: int = Field(0, ge=0)
     """Seed of the initial weights, the data order, dropout and augmentation."""
     augment: AugmentConfig = AugmentConfig()
@@ -256,7 +261,7 @@ class LatencyConfig(Config):
     device_name: str | None = None
     """Maker's name of the device, such as "NVIDIA A10G", for clusters with several kinds: only such ones are measured
     on. By default the kind that the run's first measurement came from."""
-    mode: Literal["eager", "compiled", "cuda-graph"] = "eager"
+    mode: RunMode = "eager"
     """How torch runs a network: as it is, by `torch.compile` (some 20 s for each, once), or as a replayed CUDA graph
     (GPU only), as servers do."""
     threads: int = Field(1, ge=1)

@@ -8,23 +8,36 @@ from typing import Any
 
 import ray
 import torch
+from pydantic import ValidationError
 
 from lsmha.bench.packing import Packing, measure_packing
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import model_cost
 from orchestrator.capacity import Capacity
-from orchestrator.errors import describe_error
+from orchestrator.errors import UserError, describe_error, describe_validation_error
 from orchestrator.search_space import SearchSpace
 from orchestrator.sweep_config import ResourcesConfig, SweepConfig
+from orchestrator.sweep_yaml import plain_settings
 
 Measure = Callable[[ModelConfig, TrainConfig, int], Packing]
 """Measures a network and recipe with so many runs at most on one GPU."""
 
 
 def without_gpus(config: SweepConfig, capacity: Capacity) -> SweepConfig:
-    """The settings with `auto` settled, if there are no GPUs that could be shared."""
-    return _with_share(config, lambda resources: 0.0) if not capacity.gpus else config
+    """The settings with `auto` settled, if there are no GPUs that could be shared.
+
+    Raises:
+        UserError: Something else in them needs a GPU.
+    """
+    if capacity.gpus:
+        return config
+    settled = _with_share(config, lambda resources: 0.0)
+    try:
+        SweepConfig.model_validate(plain_settings(settled))
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error)) from None
+    return settled
 
 
 def with_gpu_share(

@@ -294,6 +294,8 @@ class SweepConfig(RunConfig):
             raise ValueError(
                 "latency.mode: must be eager or compiled where latency is measured on CPUs, but got 'cuda-graph'"
             )
+        if self.train.mode == "cuda-graph" and not min(self.resources.gpus, self.finalist_resources().gpus):
+            raise ValueError("train.mode: must be eager or compiled where trials have no GPU, but got 'cuda-graph'")
         if self.search.sampler == "grid":
             for name, dimension in self.space.items():
                 if isinstance(dimension, FloatRange):

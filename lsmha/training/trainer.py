@@ -29,6 +29,7 @@ from lsmha.models import CCT, create_model
 from lsmha.paths import as_path
 from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
+from lsmha.training.forward import Forward, training_forward
 from lsmha.training.memory import MemoryShortageError, fitting_plan
 from lsmha.training.optimization import build_optimizer, learning_rate_at
 
@@ -263,6 +264,7 @@ class Trainer:
     def _follow(self, plan: ComputePlan) -> None:
         self.plan = plan
         """How the run is computed: as its first part was, if it went on from a checkpoint."""
+        self._forward: Forward | None = None
         self.model.use_kernels(plan.attention)
         if self._ema is not None:
             self.evaluated_model.use_kernels(plan.attention)
@@ -283,8 +285,12 @@ class Trainer:
 
     def _train_step(self, batch: Tensor) -> Tensor:
         inputs, targets = self._inputs(batch)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_bf16):
-            logits = self._replica(inputs)
+        if self._forward is None:
+            self._forward = self._forward_for(inputs)
+        # A CUDA graph has its own casts of the weights: none are remembered outside it.
+        remember = self.config.mode != "cuda-graph"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast_bf16, cache_enabled=remember):
+            logits = self._forward(inputs)
         loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.config.label_smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -294,6 +300,12 @@ class Trainer:
         if self._ema is not None:
             self._ema.update_parameters(self.model)
         return loss.detach()
+
+    def _forward_for(self, images: Tensor) -> Forward:
+        if self.world_size > 1:
+            return self._replica
+        kernels = self.plan.attention
+        return training_forward(self.model, self.config.mode, kernels, images, bf16=self.autocast_bf16)
 
     def _set_learning_rate(self, step: int) -> float:
         """Set that of one of the epoch's steps; returns it."""

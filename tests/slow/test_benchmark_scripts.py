@@ -97,6 +97,19 @@ def test_stacked_seeds(tmp_path: Path) -> None:
     assert found["ratio"]["median"] == pytest.approx(found["together"]["median"] / found["one_by_one"]["median"])
 
 
+def test_training_modes(tmp_path: Path) -> None:
+    content = run(
+        "training_modes", "--variants", "cct_2_3x2_32", "--batch-size", "2", "--steps", "1", "--turns", "1",
+        out=tmp_path / "modes",
+    )  # fmt: skip
+    eager, compiled = content["results"]
+    assert (eager["mode"], compiled["mode"]) == ("eager", "compiled")
+    assert compiled["preparation_s"] > 0
+    speeds = [one["images_per_s"]["median"] for one in (eager, compiled)]
+    assert compiled["ratio"]["median"] == pytest.approx(speeds[1] / speeds[0])
+    assert (compiled["pays_after_steps"] is None) == (speeds[1] <= speeds[0])
+
+
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)

@@ -104,6 +104,7 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (MINIMAL + "resources: {max_concurrent_trials: 0}", ("resources.max_concurrent_trials", "equal to 1", "0")),
         (MINIMAL + "finalists: {max_finalists: -1}", ("finalists.max_finalists", "equal to 0", "-1")),
         (MINIMAL + "latency: {batch_sizes: []}", ("latency.batch_sizes", "at least 1", "[]")),
+        (MINIMAL + "train: {mode: cuda-graph}", ("train.mode", "eager or compiled", "'cuda-graph'")),
         (MINIMAL + "latency: {max_seconds: .inf}", ("latency.max_seconds", "finite", "inf")),
         (MINIMAL + "committees: {resamples: 1}", ("committees.resamples", "equal to 100", "1")),
         (MINIMAL + "committees: {rules: [softmax, softmax]}", ("committees.rules", "distinct", "'softmax'")),

@@ -11,6 +11,7 @@ from lsmha.bench.contestant import ContestantError
 from lsmha.bench.packing import Packing, choose_packing
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.capacity import Capacity
+from orchestrator.errors import UserError
 from orchestrator.gpu_share import with_gpu_share, without_gpus
 from orchestrator.stages import build_space
 from orchestrator.sweep_config import SweepConfig
@@ -52,7 +53,9 @@ def test_a_network_that_cannot_train_is_an_error() -> None:
         choose_packing(measure, most=4, memory=GIB)
 
 
-def _config(resources: dict[str, Any], finalists: dict[str, Any] | None = None) -> SweepConfig:
+def _config(
+    resources: dict[str, Any], finalists: dict[str, Any] | None = None, **sections: dict[str, Any]
+) -> SweepConfig:
     return SweepConfig.model_validate(
         {
             "name": "shared",
@@ -61,6 +64,7 @@ def _config(resources: dict[str, Any], finalists: dict[str, Any] | None = None) 
             "space": {"depth": [1, 3, 2], "num_heads": [1, 4]},
             "resources": resources,
             "finalists": finalists or {},
+            **sections,
         }
     )
 
@@ -139,3 +143,10 @@ def test_without_gpus_auto_is_none() -> None:
     assert not settled.latency_on_gpu()
     assert without_gpus(config, Capacity(((8, 1.0),))) is config
     assert config.latency_on_gpu()
+
+
+@pytest.mark.parametrize("section", ["train", "latency"])
+def test_what_needs_a_gpu_is_refused_where_auto_finds_none(section: str) -> None:
+    config = _config({"gpus_per_trial": "auto"}, **{section: {"mode": "cuda-graph"}})
+    with pytest.raises(UserError, match=rf"^{section}\.mode: must be eager or compiled where .*'cuda-graph'$"):
+        without_gpus(config, Capacity(((8, 0.0),)))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_data import tiny_dataset, tiny_model, tiny_recipe
+from torch._dynamo.utils import counters
 from torch.testing import assert_close
 
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency import measure_latency
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
+from lsmha.training import train
 
 CPU = torch.device("cpu")
 
@@ -41,6 +44,32 @@ def test_compiled_networks_compute_the_same(kernel: str, num_heads: int, num_con
     network.eval()
     with torch.inference_mode():
         assert_close(compiled(images), network(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("num_conv_blocks", "precision", "tolerance"), [(0, "fp32", 1e-5), (1, "bf16", 2e-2)])
+def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, precision: str, tolerance: float) -> None:
+    model = tiny_model(num_conv_blocks=num_conv_blocks)
+    recipe = tiny_recipe(precision=precision, ema_decay=0.9, mode="compiled", epochs=2)
+    dataset = tiny_dataset()
+    compiled, eager = (
+        train(model, recipe.model_copy(update={"mode": mode}), dataset, device=CPU) for mode in ("compiled", "eager")
+    )
+    for one, other in zip(compiled.history, eager.history, strict=True):
+        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance)
+        assert one.val_loss == pytest.approx(other.val_loss, rel=tolerance)
+    made = counters["stats"]["unique_graphs"]
+    other_run = recipe.model_copy(update={"seed": 7, "learning_rate": 1e-2, "epochs": 1, "warmup_epochs": 0.5})
+    again = train(model, other_run, dataset, device=CPU)
+    assert again.history[0].train_loss != compiled.history[0].train_loss
+    assert counters["stats"]["unique_graphs"] == made  # nothing was compiled for another seed and learning rate
+
+
+def test_a_cuda_graph_needs_a_gpu() -> None:
+    with pytest.raises(
+        ValueError, match=r"^train\.mode: must be eager or compiled without a GPU, but got 'cuda-graph'$"
+    ):
+        train(tiny_model(), tiny_recipe(mode="cuda-graph"), tiny_dataset(), device=CPU)
 
 
 @pytest.mark.timeout(300)
