@@ -288,6 +288,7 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 128,
     turns: Annotated[int, typer.Option(help="Measurements of each way to train.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    timm: Annotated[bool, typer.Option("--timm", help="Beside timm's training loop, too (pip install timm).")] = False,
     out: Annotated[str | None, typer.Option(metavar="STEM", help="Also write STEM.md and STEM.json.")] = None,
 ) -> None:
     """Measure training throughput here, beside vit-pytorch's network in a plain loop (pip install vit-pytorch).
@@ -297,7 +298,7 @@ def bench(
     from orchestrator.training_bench import bench_training
 
     bench_training(
-        variants.split(","), Console(), batch_size=batch_size, turns=turns, device=device,
+        variants.split(","), Console(), batch_size=batch_size, turns=turns, device=device, with_timm=timm,
         out=None if out is None else Path(out),
     )  # fmt: skip
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsmha.bench.peers import vit_pytorch_cct
+from lsmha.bench.peers import timm_adamw, timm_loader, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset, normalise
 from lsmha.stopwatch import seconds_of
 from lsmha.training import Trainer
 
-LoopName = Literal["lsmha", "vit-pytorch"]
+LoopName = Literal["lsmha", "vit-pytorch", "timm", "timm, resident"]
+"""This package's; vit-pytorch's network in a plain loop, on batches in the device's memory; the same network with
+timm's optimiser and loader; with timm's optimiser, on batches in memory."""
 
 
 class Loop(Protocol):
@@ -45,29 +48,27 @@ class LsmhaLoop:
 
 
 class PlainLoop:
-    """A network and an AdamW as they come, on batches that are in the device's memory already, normalised: the loop
-    has nothing else to do."""
+    """A network, an optimiser and batches as they come, and nothing else."""
 
     def __init__(
-        self, network: nn.Module, model: ModelConfig, train: TrainConfig, *, steps: int, device: torch.device
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        batches: Iterable[tuple[Tensor, Tensor]],
+        *,
+        bf16: bool,
+        device: torch.device,
     ) -> None:
-        dataset = _images_for(model, train.batch_size * steps)
-        inputs = normalise(dataset.train.images, dataset.mean, dataset.std).to(device)
-        self._batches = list(
-            zip(inputs.split(train.batch_size), dataset.train.labels.to(device).split(train.batch_size), strict=True)
-        )
-        self._network = network.to(device).train()
-        self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay
-        )
-        self._device, self._bf16 = device, train.precision == "bf16"
+        self._network, self._optimizer, self._batches = network.train(), optimizer, batches
+        self._device, self._bf16 = device, bf16
         self.num_params = _count(network)
 
     def run(self) -> float:
         return seconds_of(self._train, self._device)
 
     def _train(self) -> None:
-        for inputs, labels in self._batches:
+        for images, targets in self._batches:
+            inputs, labels = images.to(self._device, non_blocking=True), targets.to(self._device, non_blocking=True)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
                 loss = F.cross_entropy(self._network(inputs), labels)
             self._optimizer.zero_grad()
@@ -84,7 +85,25 @@ def build_loop(name: LoopName, model: ModelConfig, train: TrainConfig, *, steps:
     torch.manual_seed(train.seed)
     if name == "lsmha":
         return LsmhaLoop(model, train, steps=steps, device=device)
-    return PlainLoop(vit_pytorch_cct(model), model, train, steps=steps, device=device)
+    network = vit_pytorch_cct(model).to(device)
+    dataset = _images_for(model, train.batch_size * steps)
+    if name == "vit-pytorch":
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            network.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay
+        )
+    else:
+        optimizer = timm_adamw(network, learning_rate=train.learning_rate, weight_decay=train.weight_decay)
+    if name == "timm":
+        batches = timm_loader(dataset, batch_size=train.batch_size, device=device)
+    else:
+        batches = _resident_batches(dataset, train.batch_size, device)
+    return PlainLoop(network, optimizer, batches, bf16=train.precision == "bf16", device=device)
+
+
+def _resident_batches(dataset: Dataset, batch_size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Batches that are in the device's memory already, normalised."""
+    inputs = normalise(dataset.train.images, dataset.mean, dataset.std).to(device)
+    return list(zip(inputs.split(batch_size), dataset.train.labels.to(device).split(batch_size), strict=True))
 
 
 def _images_for(model: ModelConfig, count: int) -> Dataset:

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from lsmha.bench.contestant import Contestant, ContestantProcess, started
+from lsmha.bench.loops import LoopName
 from lsmha.bench.report import Table
 from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import ModelConfig, TrainConfig
@@ -25,6 +26,11 @@ COMPARISONS = (
     ("both with it, vit-pytorch under bf16 autocast", OURS, PLAIN_BF16),
 )
 """What is compared, the way whose speed is the numerator, and the other one."""
+TIMM, TIMM_RESIDENT = "timm's loop and loader, bf16", "timm's loop, images in memory, bf16"
+COMPARISONS_WITH_TIMM = (
+    ("each with its own recipe's dropout, over timm's loop and loader in bf16", OURS_UNDROPPED, TIMM),
+    ("the same, timm's images on the device already", OURS_UNDROPPED, TIMM_RESIDENT),
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def compare_training(
     turns: int,
     device: str,
     run_s: float = RUN_S,
+    with_timm: bool = False,
     on_turn: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Speed], list[Speedup]]:
     """Time training steps of vit-pytorch in a plain loop and of this package, with and without dropout on attention
@@ -70,13 +77,14 @@ def compare_training(
         turns: Measurements of each way.
         device: cpu or cuda.
         run_s: Seconds of a measurement.
+        with_timm: Compare with timm's training loop around vit-pytorch's network, too.
 
     Raises:
         ContestantError: A process could not train; vit-pytorch is not installed, maybe.
     """
     speeds, speedups = [], []
     for variant in variants:
-        contestants = _contestants(VARIANTS[variant], batch_size, device)
+        contestants = _contestants(VARIANTS[variant], batch_size, device, with_timm=with_timm)
 
         def tell(turn: int, way: str, variant: str = variant) -> None:
             on_turn(f"{variant}: turn {turn + 1} of {turns}, {way}")
@@ -102,21 +110,24 @@ def compare_training(
                 )
                 for way, process in processes.items()
             ]
-        speedups += [Speedup(variant, what, ratios(measured[own], measured[other])) for what, own, other in COMPARISONS]
+        compared = COMPARISONS + (COMPARISONS_WITH_TIMM if with_timm else ())
+        speedups += [Speedup(variant, what, ratios(measured[own], measured[other])) for what, own, other in compared]
     return speeds, speedups
 
 
-def _contestants(published: ModelConfig, batch_size: int, device: str) -> dict[str, Contestant]:
+def _contestants(published: ModelConfig, batch_size: int, device: str, *, with_timm: bool) -> dict[str, Contestant]:
     recipe = TrainConfig(batch_size=batch_size, learning_rate=1e-4)
     undropped = published.model_copy(update={"attn_drop": 0.0})
 
-    def plain(model: ModelConfig, precision: str = "fp32") -> Contestant:
-        return Contestant("vit-pytorch", model, recipe.model_copy(update={"precision": precision}), device, tuned=False)
+    def plain(model: ModelConfig, precision: str = "fp32", loop: LoopName = "vit-pytorch") -> Contestant:
+        return Contestant(loop, model, recipe.model_copy(update={"precision": precision}), device, tuned=False)
 
     def ours(model: ModelConfig) -> Contestant:
         return Contestant("lsmha", model, recipe, device, tuned=True)
 
+    timm = {TIMM: plain(published, "bf16", "timm"), TIMM_RESIDENT: plain(published, "bf16", "timm, resident")}
     return {
+        **(timm if with_timm else {}),
         PLAIN: plain(published),
         PLAIN_BF16: plain(published, "bf16"),
         PLAIN_UNDROPPED: plain(undropped),

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from lsmha.bench.contestant import Contestant, ContestantError, started
-from lsmha.bench.training_step import COMPARISONS, compare_training, tables
+from lsmha.bench.training_step import (
+    COMPARISONS,
+    COMPARISONS_WITH_TIMM,
+    compare_training,
+    tables,
+)
 from lsmha.config import ModelConfig, TrainConfig
 
 TINY = ModelConfig(img_size=8, num_classes=3, embed_dim=16, depth=1, num_heads=4)
@@ -16,7 +21,7 @@ TINY = ModelConfig(img_size=8, num_classes=3, embed_dim=16, depth=1, num_heads=4
 def test_training_is_compared_in_turns() -> None:
     told: list[str] = []
     speeds, speedups = compare_training(
-        ["cct_2_3x2_32"], batch_size=2, turns=2, device="cpu", run_s=0.01, on_turn=told.append
+        ["cct_2_3x2_32"], batch_size=2, turns=2, device="cpu", run_s=0.01, with_timm=True, on_turn=told.append
     )
     assert len({one.num_params for one in speeds}) == 1
     assert all(one.images_per_s.n == 2 and one.images_per_s.low > 0 for one in speeds)
@@ -27,8 +32,10 @@ def test_training_is_compared_in_turns() -> None:
         "vit-pytorch, no attention dropout": 0.0,
         "lsmha, attention dropout": 0.1,
         "lsmha": 0.0,
+        "timm's loop and loader, bf16": 0.1,
+        "timm's loop, images in memory, bf16": 0.1,
     }
-    assert [one.what for one in speedups] == [what for what, _, _ in COMPARISONS]
+    assert [one.what for one in speedups] == [what for what, _, _ in COMPARISONS + COMPARISONS_WITH_TIMM]
     assert "turn 2 of 2" in told[-1]
     ratios, absolute = tables(speeds, speedups)
     assert len(ratios.rows) == len(speedups)

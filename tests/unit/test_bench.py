@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lsmha.bench.loops import LsmhaLoop, PlainLoop, build_loop
+from lsmha.bench.loops import LoopName, LsmhaLoop, PlainLoop, build_loop
 from lsmha.bench.peers import MissingPeerError, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
@@ -53,11 +53,12 @@ def test_both_loops_train_the_same_network(settings: dict[str, float]) -> None:
         assert loop.run() > 0
 
 
-def test_the_plain_loop_learns() -> None:
-    torch.manual_seed(0)
-    network = vit_pytorch_cct(TINY)
-    loop = PlainLoop(network, TINY, TrainConfig(batch_size=8, learning_rate=3e-3), steps=1, device=CPU)
-    images, labels = loop._batches[0]
+@pytest.mark.parametrize("name", ["vit-pytorch", "timm, resident"])
+def test_loops_of_others_learn(name: LoopName) -> None:
+    loop = build_loop(name, TINY, TrainConfig(batch_size=8, learning_rate=3e-3), steps=1, device=CPU)
+    assert isinstance(loop, PlainLoop)
+    network = loop._network
+    ((images, labels),) = loop._batches
 
     def loss() -> float:
         with torch.no_grad():
