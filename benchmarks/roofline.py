@@ -135,7 +135,8 @@ def main() -> None:
             steps.append(measure(variant, num_heads, batch_size=options.batch_size, turns=options.turns, device=device))
             print(steps[-1], flush=True)
     header = ["network", "heads", "computed in", "attention", "operations, G", "kept for backward, MiB",
-              "product, G/s", "copy, GB/s", "arithmetic, ms", "memory, ms", "step, ms", "step / floor", "model FLOP utilisation"]  # fmt: skip
+              "product, G/s", "copy, GB/s", "arithmetic, ms", "memory, ms", "step, ms", "step / floor",
+              "model FLOP utilisation"]  # fmt: skip
     rows = [
         [f"`{one.variant}`", str(one.num_heads), one.precision, one.attention, f"{one.gigaoperations:,.0f}",
          f"{one.saved_mib:,.0f}", f"{one.gigaoperations_per_s:,.0f}", f"{one.gigabytes_per_s:,.1f}",

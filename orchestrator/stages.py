@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -346,8 +346,7 @@ class Sweep:
         for run_id, reason in hopeless.items():
             recorder.failed(run_id, reason)
         if entries:  # those that failed have left it
-            # The longest first: what ends last leaves other workers idle, and shall be short.
-            jobs = sorted((entry.job for entry in entries.values()), key=_work, reverse=True)
+            jobs = longest_first(entry.job for entry in entries.values())
             concurrency = concurrent_trials(resources, self.capacity)
             self._crews.train(jobs, recorder, resources=resources, concurrency=concurrency)
 
@@ -376,9 +375,10 @@ class Sweep:
             self._tables_due = now + max(every_s, took / share)
 
 
-def _work(job: TrialJob) -> int:
-    """Multiply-accumulates of a run's images and epochs, for as many images as all runs have."""
-    return model_cost(job.model).macs * job.train.epochs
+def longest_first(jobs: Iterable[TrialJob]) -> list[TrialJob]:
+    """The jobs by their multiply-accumulates, most first, equal ones as they came: while the last ones end, other
+    workers are idle, so they shall be short."""
+    return sorted(jobs, key=lambda job: model_cost(job.model).macs * job.train.epochs, reverse=True)
 
 
 def bad_metric(metrics: Mapping[str, Any]) -> str | None:

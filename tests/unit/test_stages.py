@@ -12,7 +12,7 @@ from tiny_data import tiny_model, tiny_recipe
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord
-from orchestrator.stages import _Entry, _Latency, _Recorder, bad_metric
+from orchestrator.stages import _Entry, _Latency, _Recorder, bad_metric, longest_first
 from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
 
 EPOCH: dict[str, Any] = {
@@ -172,3 +172,17 @@ def test_a_finalist_whose_files_are_elsewhere(tmp_path: Path) -> None:
     record = recorded.record
     assert record.status == "failed"
     assert "the run folder must be on storage that all nodes share" in str(record.error)
+
+
+def test_jobs_begin_with_the_longest() -> None:
+    def job(name: str, epochs: int = 1, **model: int) -> TrialJob:
+        return TrialJob(name, tiny_model(**model), tiny_recipe(epochs=epochs), Path(f"{name}.pt"))
+
+    jobs = [
+        job("small"),
+        job("deep", depth=3),
+        job("small too"),
+        job("small for long", epochs=9),
+        job("small again", depth=2),
+    ]
+    assert [one.id for one in longest_first(jobs)] == ["small for long", "deep", "small", "small too", "small again"]
