@@ -14,8 +14,7 @@ class Tokenizer(nn.Module):
     """Convolutions (no bias), each with a 3x3/2 max-pool and ReLU, (B, C, height, width) -> (B, N, D).
 
     Stride and padding follow the kernel as in the published code (Hassani et al., arXiv:2104.05704). That has ReLU
-    before the pool. The numbers are the same, gradients included, but ReLU then has four times as much to do: on CPUs a
-    tenth of a small network's training step.
+    before the pool. The numbers are the same, gradients included, but ReLU then has four times as much to do.
     """
 
     def __init__(self, config: ModelConfig) -> None:
