@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, cast
@@ -22,8 +23,8 @@ def training_forward(network: CCT, mode: RunMode, kernels: AttentionKernels, ima
     """The forward pass of a network that is trained in some mode; backward goes with it.
 
     Compiled code is that of an architecture: another seed or learning rate in this process runs it, too, and other
-    processes of the machine find most of it in torch's cache on disk. A CUDA graph is of this network alone, and takes
-    a second rather than a minute to record.
+    processes of the machine find most of it in torch's cache on disk. A CUDA graph is of this network alone, and needs
+    no compiler.
 
     Args:
         network: In training mode, where it is to be trained.
@@ -76,4 +77,7 @@ def _compiled(config: ModelConfig, kernels: AttentionKernels) -> Callable[[dict[
         logits: Tensor = functional_call(template, tensors, (images,))
         return logits
 
+    # Code of another name for each architecture: torch gives up compiling one that it met in too many forms.
+    name = f"forward_{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:12]}"
+    forward.__code__ = forward.__code__.replace(co_name=name)
     return torch.compile(forward, dynamic=False)

@@ -65,6 +65,15 @@ def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, pre
     assert counters["stats"]["unique_graphs"] == made  # nothing was compiled for another seed and learning rate
 
 
+@pytest.mark.timeout(300)
+def test_as_many_architectures_are_compiled_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    made = counters["stats"]["unique_graphs"]
+    for num_heads in (1, 4, 8):
+        train(tiny_model(num_heads=num_heads, depth=1), tiny_recipe(mode="compiled"), tiny_dataset(), device=CPU)
+    assert counters["stats"]["unique_graphs"] == made + 3
+
+
 def test_a_cuda_graph_needs_a_gpu() -> None:
     with pytest.raises(
         ValueError, match=r"^train\.mode: must be eager or compiled without a GPU, but got 'cuda-graph'$"
