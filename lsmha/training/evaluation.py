@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsmha.config import ModelConfig
@@ -30,16 +30,18 @@ class Evaluation(NamedTuple):
 
 
 @torch.inference_mode()
-def predict_logits(model: CCT, images: Tensor, dataset: Dataset, *, device: torch.device, bf16: bool = False) -> Tensor:
+def predict_logits(
+    model: nn.Module, images: Tensor, dataset: Dataset, *, device: torch.device, bf16: bool = False
+) -> Tensor:
     """Logits (n, num_classes), float32 on the CPU, of uint8 images (n, C, height, width), by the model in eval mode.
 
     Images are normalised with the mean and standard deviation of `dataset`'s training split. `bf16` autocasts to
     bfloat16: faster where the device computes in it, and close enough to follow a training run. Batches are the largest
-    that fit.
+    that fit; networks of others have `BATCH_SIZE`.
     """
     model.eval()
     logits: list[Tensor] = []
-    done, batch_size = 0, largest_batch(model.config, device)
+    done, batch_size = 0, largest_batch(model.config, device) if isinstance(model, CCT) else BATCH_SIZE
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
         while done < len(images):
             batch = images[done : done + batch_size]
@@ -70,7 +72,7 @@ def score_logits(logits: Tensor, labels: Tensor) -> Evaluation:
 
 
 def evaluate(
-    model: CCT, split: LabeledImages, dataset: Dataset, *, device: torch.device, bf16: bool = False
+    model: nn.Module, split: LabeledImages, dataset: Dataset, *, device: torch.device, bf16: bool = False
 ) -> Evaluation:
     """Loss and accuracy of the model on one split of the data set; `bf16` as in `predict_logits`."""
     return score_logits(predict_logits(model, split.images, dataset, device=device, bf16=bf16), split.labels)
