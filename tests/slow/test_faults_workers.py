@@ -66,7 +66,8 @@ def test_a_killed_rank_or_controller_costs_no_epoch(sweep: Callable[..., Sweep])
     )
     session = ranks.start()
     before = {}
-    for trial, title in (("t0000", "RayTrainWorker"), ("t0001", "TrainController")):
+    # The deeper network begins, as all waves do.
+    for trial, title in (("t0001", "RayTrainWorker"), ("t0000", "TrainController")):
         checkpoint = ranks.run / "checkpoints" / f"{trial}.pt"
         session.wait_until(checkpoint.exists)
         *_, process = session.wait_until(lambda title=title: own_processes(title))
