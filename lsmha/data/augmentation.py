@@ -1,7 +1,7 @@
 """Batched augmentation on the training device, with parameters drawn for each image apart.
 
-kornia serves for erasing, cutmix and the operations of RandAugment, because torchvision's transforms draw one set of
-parameters for a whole batch. Flip and translate are one gather of uint8 pixels, several times as fast as kornia's.
+kornia serves for erasing and cutmix, because torchvision's transforms draw one set of parameters for a whole batch.
+Flip and translate are one gather of uint8 pixels, several times as fast as kornia's; RandAugment is our own.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Augmentation:
         self._config = config
         self._mean, self._std = tuple(mean), tuple(std)
         self._num_classes = num_classes
-        # Imported here, so that a run without these operations does not load kornia.
+        # Imported here, so that a run without these operations does not load torchvision and kornia.
         if config.randaugment_ops:
             from lsmha.data.randaugment import RandAugment
 

@@ -1,78 +1,147 @@
-"""RandAugment (Cubuk et al., arXiv:1909.13719) with the operations drawn for each image apart.
+"""RandAugment (Cubuk et al., arXiv:1909.13719) with the operation and its sign drawn for each image apart.
 
-kornia's own RandAugment applies one sequence of operations to a whole batch, and maps its magnitude linearly onto
-each operation's range, so that colour, contrast, brightness, sharpness and solarise are strongest at magnitude 0. Here
-kornia's operations get magnitudes that grow from no change at 0 to the end of kornia's range at 30.
+The paper's 14 operations, with the ranges of torchvision's RandAugment (bilinear), which draws once for a whole batch.
+Called for one image after another it takes as long as a small network's training step, so here all images that turn,
+shear or move do so in one call, and so do those of each other operation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
-from kornia.augmentation.auto.operations import OperationBase
-from kornia.augmentation.auto.rand_augment import ops
+from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as tv
 
 MAX_MAGNITUDE = 30
 
-Magnitudes = Callable[[float, int, int], "torch.Tensor | float | None"]
-"""(strength in [0, 1], images b, side S) to a magnitude for each image (b,), one for all, or None without any."""
+
+def _black(images: torch.Tensor) -> torch.Tensor:
+    return images.new_zeros(1)
 
 
-def _enhance(strength: float, count: int, side: int) -> torch.Tensor:
-    """Factors (count,) above or below 1, which leaves an image as it is."""
-    return 1 + 0.9 * strength * (2.0 * torch.randint(2, (count,)) - 1)
+def _gray(images: torch.Tensor) -> torch.Tensor:
+    if images.shape[1] == 3:
+        return tv.rgb_to_grayscale(images)
+    return images.float().mean(1, keepdim=True)
 
 
-# kornia's operations with its ranges, which only matter where the last entry depends on them: geometric operations
-# add a random sign to their magnitude themselves; posterise truncates to a number of bits.
-_OPERATIONS: dict[str, tuple[float, float, Magnitudes]] = {
-    "auto_contrast": (0, 1, lambda strength, count, side: None),
-    "equalize": (0, 1, lambda strength, count, side: None),
-    "invert": (0, 1, lambda strength, count, side: None),
-    "rotate": (-30, 30, lambda strength, count, side: 30 * strength),
-    "posterize": (4, 8, lambda strength, count, side: 8 - 4 * strength),
-    "solarize": (0, 1, lambda strength, count, side: 1 - strength),
-    "solarize_add": (0, 0.43, lambda strength, count, side: 0.43 * strength),
-    "contrast": (0.1, 1.9, _enhance),
-    "brightness": (0.1, 1.9, _enhance),
-    "sharpness": (0.1, 1.9, _enhance),
-    "shear_x": (-0.3, 0.3, lambda strength, count, side: 0.3 * strength),
-    "shear_y": (-0.3, 0.3, lambda strength, count, side: 0.3 * strength),
-    "translate_x": (-0.1, 0.1, lambda strength, count, side: 0.1 * strength * side),
-    "translate_y": (-0.1, 0.1, lambda strength, count, side: 0.1 * strength * side),
-    "color": (0.1, 1.9, _enhance),
+def _mean_gray(images: torch.Tensor) -> torch.Tensor:
+    return _gray(images).float().mean((1, 2, 3), keepdim=True)
+
+
+def _blurred(images: torch.Tensor) -> torch.Tensor:
+    """Means over 3x3 pixels of which the one in the middle counts 5 times; the border stays as it is."""
+    blurred = images.float()
+    middle = blurred[..., 1:-1, 1:-1]
+    middle.copy_(((9 * F.avg_pool2d(blurred, 3, stride=1) + 4 * middle) / 13).round_())
+    return blurred
+
+
+# A matrix takes a pixel's place in the new image to that in the old one, (x, y) in [-1, 1]; shears keep the upper left
+# corner where it is.
+_MOVES: dict[str, Callable[[float, int], list[float]]] = {
+    "rotate": lambda strength, side: _rotation(math.radians(30 * strength)),
+    "shear_x": lambda strength, side: [1, 0.3 * strength, 0.3 * strength, 0, 1, 0],
+    "shear_y": lambda strength, side: [1, 0, 0, 0.3 * strength, 1, 0.3 * strength],
+    "translate_x": lambda strength, side: [1, 0, -2 * _shift(strength, side) / side, 0, 1, 0],
+    "translate_y": lambda strength, side: [1, 0, 0, 0, 1, -2 * _shift(strength, side) / side],
 }
+# What an image becomes at a factor of 0; it stays as it is at 1.
+_BLENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "brightness": _black,
+    "color": _gray,
+    "contrast": _mean_gray,
+    "sharpness": _blurred,
+}
+_REST: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "identity": lambda images, strength: images,
+    "posterize": lambda images, strength: tv.posterize(images, bits=8 - round(4 * strength)),
+    "solarize": lambda images, strength: tv.solarize(images, threshold=255 * (1 - strength)),
+    # Each channel is an image to torchvision, which takes 1 or 3 of them only.
+    "auto_contrast": lambda images, strength: tv.autocontrast(images.flatten(0, 1).unsqueeze(1)).view_as(images),
+    "equalize": lambda images, strength: tv.equalize(images),
+}
+OPERATIONS = (*_MOVES, *_BLENDS, *_REST)
 
 
 class RandAugment:
     """Applies `num_ops` operations in turn to each image, each drawn uniformly and with replacement.
 
-    All draws come from torch's global CPU generator: the host has to know which operations to launch, and kornia draws
-    its parameters there, so a batch depends on the seed but not on the device.
+    All draws come from torch's global CPU generator, because the host has to know how many images each operation gets.
+    A batch depends on the seed, not on the device, which is never waited for.
     """
 
     def __init__(self, num_ops: int, magnitude: int) -> None:
+        """
+        Args:
+            num_ops: operations on each image.
+            magnitude: their strength, from 0 to `MAX_MAGNITUDE`.
+        """
         self._num_ops = num_ops
         self._strength = magnitude / MAX_MAGNITUDE
-        self._ops: dict[str, OperationBase] = {
-            name: getattr(ops, name)(low, high) for name, (low, high, _) in _OPERATIONS.items()
-        }
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Augment images (B, C, H, W) uint8, in 0..255; those with other than 3 channels without `color`."""
-        names = [name for name in self._ops if name != "color" or images.shape[1] == 3]
-        pixels = images.float() / 255
+        """Augment square images (B, C, S, S) uint8, in 0..255."""
         for _ in range(self._num_ops):
-            drawn = torch.randint(len(names), (len(images),))
-            for operation in drawn.unique().tolist():
-                chosen = (drawn == operation).nonzero().squeeze(1).to(images.device, non_blocking=True)
-                pixels[chosen] = self._apply(names[operation], pixels[chosen])
-        return (pixels * 255).round().clamp(0, 255).to(torch.uint8)
+            operations = torch.randint(len(OPERATIONS), (len(images),))
+            signs = 2 * torch.randint(2, (len(images),)) - 1
+            images = self.apply(images, operations, signs)
+        return images
 
-    def _apply(self, name: str, pixels: torch.Tensor) -> torch.Tensor:
-        magnitude = _OPERATIONS[name][2](self._strength, len(pixels), pixels.shape[-1])
-        if isinstance(magnitude, float):
-            magnitude = torch.full((len(pixels),), magnitude)
-        operation = self._ops[name]
-        return operation(pixels, operation.forward_parameters(pixels.shape, mag=magnitude))
+    def apply(self, images: torch.Tensor, operations: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        """Apply one operation to each image.
+
+        Args:
+            images: (B, C, S, S) uint8; not changed.
+            operations: (B,) int64 on the CPU, places in `OPERATIONS`.
+            signs: (B,) int64 on the CPU, each 1 or -1: which way to turn, shear or move, more or less of the others.
+
+        Returns:
+            (B, C, S, S) uint8.
+        """
+        order = operations.argsort(stable=True)
+        counts = operations.bincount(minlength=len(OPERATIONS)).tolist()
+        counts = [sum(counts[: len(_MOVES)]), *counts[len(_MOVES) :]]
+        groups = zip(
+            ("move", *_BLENDS, *_REST),
+            images[_sent(order, images.device)].split(counts),
+            operations[order].split(counts),
+            signs[order].split(counts),
+            strict=True,
+        )
+        changed = [self._change(*group) for group, count in zip(groups, counts, strict=True) if count]
+        return torch.cat(changed)[_sent(order.argsort(), images.device)]
+
+    def _change(self, name: str, images: torch.Tensor, operations: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        if name in _REST:
+            return _REST[name](images, self._strength)
+        if name in _BLENDS:
+            return self._blend(images, _BLENDS[name](images), signs)
+        return self._move(images, operations, signs)
+
+    def _move(self, images: torch.Tensor, operations: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        side = images.shape[-1]
+        matrices = torch.tensor(
+            [[matrix(sign * self._strength, side) for sign in (-1, 1)] for matrix in _MOVES.values()]
+        )
+        chosen = matrices[operations, (signs + 1) // 2].view(-1, 2, 3)
+        places = F.affine_grid(_sent(chosen, images.device), list(images.shape), align_corners=False)
+        return F.grid_sample(images.float(), places, align_corners=False).round_().to(torch.uint8)
+
+    def _blend(self, images: torch.Tensor, other: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
+        factors = _sent(1 + 0.9 * self._strength * signs, images.device).view(-1, 1, 1, 1)
+        return (images * factors + other * (1 - factors)).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _rotation(angle: float) -> list[float]:
+    return [math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle), 0]
+
+
+def _shift(strength: float, side: int) -> int:
+    return int(150 / 331 * strength * side)
+
+
+def _sent(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return values.to(device, non_blocking=True)
