@@ -50,7 +50,7 @@ test-unit: $(TEST_STAMP) ## Unit tests: under a minute, no cluster
 	$(PYTEST_UNIT) tests/unit
 
 test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ray cluster
-	$(PYTEST) tests/integration
+	$(PYTEST) --durations=12 tests/integration
 
 test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, faults of every kind, analyses, pruning
 	$(PYTEST_UNIT) tests/slow/units

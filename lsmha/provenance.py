@@ -15,7 +15,7 @@ import torch
 
 from lsmha.hardware import device_name
 
-_PACKAGES = ("lsmha-sweep", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow", "kornia", "moocore")
+_PACKAGES = ("lsmha-sweep", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow", "moocore")
 
 
 def hardware() -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Batched augmentation on the training device, with parameters drawn for each image apart.
 
-kornia serves for erasing and cutmix, because torchvision's transforms draw one set of parameters for a whole batch.
-Flip and translate are one gather of uint8 pixels, several times as fast as kornia's; RandAugment is our own.
+torchvision's transforms draw one set of parameters for a whole batch; kornia's draw for each image, but on the host,
+where they take longer than a small network's step on a GPU. Here a batch takes a few calls, whatever was drawn.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -35,8 +36,7 @@ class Augmentation:
     (to the mean of the training pixels), mixup or cutmix.
 
     Every draw comes from torch's global generators, so that `torch.manual_seed` makes a batch repeat bit by bit.
-    Flip, translate and mixup are drawn on the images' device and never wait for it; RandAugment and kornia's erasing
-    and cutmix are drawn on the host.
+    RandAugment is drawn on the host, the rest on the images' device, which is never waited for.
     """
 
     def __init__(self, config: AugmentConfig, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
@@ -50,21 +50,11 @@ class Augmentation:
         self._config = config
         self._mean, self._std = tuple(mean), tuple(std)
         self._num_classes = num_classes
-        # Imported here, so that a run without these operations does not load torchvision and kornia.
+        # Imported here, so that a run without it does not load torchvision.
         if config.randaugment_ops:
             from lsmha.data.randaugment import RandAugment
 
             self._randaugment = RandAugment(config.randaugment_ops, config.randaugment_magnitude)
-        if config.random_erasing:
-            from kornia.augmentation import RandomErasing
-
-            self._erase = RandomErasing(p=config.random_erasing)
-        if config.cutmix_alpha:
-            from kornia.augmentation import RandomCutMixV2
-
-            self._cutmix = RandomCutMixV2(
-                beta=config.cutmix_alpha, data_keys=["input", "class"], use_correct_lambda=True
-            )
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,7 +75,7 @@ class Augmentation:
             images = self._randaugment(images)
         inputs = normalise(images, self._mean, self._std)
         if config.random_erasing:
-            inputs = self._erase(inputs)
+            inputs = inputs * ~self._draw_erased(inputs)
         if config.mixup_alpha and config.cutmix_alpha:
             mix = self._mix_up if torch.rand(()) < 0.5 else self._cut_mix
         elif config.mixup_alpha:
@@ -102,18 +92,42 @@ class Augmentation:
         shifts = torch.randint(-limit, limit + 1, (count, 2), device=device)
         return flips, shifts, limit
 
+    def _draw_erased(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Pixels (B, 1, H, W) bool to erase: 2 to 33 % of an image, 0.3 to 3.3 times as high as wide (Zhong et al.,
+        arXiv:1708.04896, with torchvision's ranges)."""
+        count, _, height, width = inputs.shape
+        chosen, area, aspect, down, right = torch.rand(5, count, device=inputs.device)
+        area = (0.02 + 0.31 * area) * height * width
+        aspect = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * aspect)
+        heights = (area * aspect).sqrt().round().clamp(1, height)
+        widths = (area / aspect).sqrt().round().clamp(1, width)
+        tops, lefts = (down * (height - heights + 1)).floor(), (right * (width - widths + 1)).floor()
+        pixels = rectangles(tops, lefts, heights, widths, size=(height, width))
+        return pixels & (chosen < self._config.random_erasing).view(-1, 1, 1, 1)
+
     def _mix_up(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        # Not kornia's mixup: it draws uniform weights, not beta-distributed ones.
-        alpha = torch.full((len(inputs),), self._config.mixup_alpha, device=inputs.device)
-        weights = torch.distributions.Beta(alpha, alpha, validate_args=False).sample()
-        partners = torch.randperm(len(inputs), device=inputs.device)
+        """Zhang et al., arXiv:1710.09412."""
+        weights, partners = self._draw_mixture(inputs, self._config.mixup_alpha)
         mixed = torch.lerp(inputs[partners], inputs, weights.view(-1, 1, 1, 1))
         return mixed, self._soft_targets(labels, labels[partners], weights)
 
     def _cut_mix(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mixed, triples = self._cutmix(inputs, labels)
-        own, partner, weights = triples[0].unbind(1)
-        return mixed, self._soft_targets(own.long(), partner.long(), weights)
+        """Yun et al., arXiv:1905.04899: the partner shows in a rectangle around any pixel, as far as it is inside."""
+        weights, partners = self._draw_mixture(inputs, self._config.cutmix_alpha)
+        height, width = inputs.shape[-2:]
+        down, right = torch.rand(2, len(inputs), device=inputs.device)
+        # Half of each side is cut to whole pixels, as in the authors' code.
+        half_height, half_width = (((1 - weights).sqrt() * side / 2).floor() for side in (height, width))
+        tops, lefts = (down * height).floor() - half_height, (right * width).floor() - half_width
+        pixels = rectangles(tops, lefts, 2 * half_height, 2 * half_width, size=(height, width))
+        shares = 1 - pixels.float().mean((1, 2, 3))
+        return torch.where(pixels, inputs[partners], inputs), self._soft_targets(labels, labels[partners], shares)
+
+    def _draw_mixture(self, inputs: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight of each image and its partner, both (B,)."""
+        alphas = torch.full((len(inputs),), alpha, device=inputs.device)
+        weights = torch.distributions.Beta(alphas, alphas, validate_args=False).sample()
+        return weights, torch.randperm(len(inputs), device=inputs.device)
 
     def _soft_targets(self, own: torch.Tensor, partner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         targets = torch.zeros(len(own), self._num_classes, device=own.device)
@@ -140,6 +154,24 @@ def flip_and_translate(images: torch.Tensor, flips: torch.Tensor, shifts: torch.
     padded = F.pad(images, (limit,) * 4).flatten(2)
     source = (rows.unsqueeze(2) * (width + 2 * limit) + columns.unsqueeze(1)).view(count, 1, -1)
     return padded.gather(2, source.expand(-1, channels, -1)).view(images.shape)
+
+
+def rectangles(
+    tops: torch.Tensor, lefts: torch.Tensor, heights: torch.Tensor, widths: torch.Tensor, size: tuple[int, int]
+) -> torch.Tensor:
+    """Pixels (B, 1, H, W) bool inside a rectangle for each image, of which parts may be outside the image.
+
+    Args:
+        tops: (B,), first row.
+        lefts: (B,), first column.
+        heights: (B,), in pixels.
+        widths: (B,), in pixels.
+        size: H and W.
+    """
+    rows, columns = (torch.arange(side, device=tops.device) for side in size)
+    in_rows = (rows >= tops.unsqueeze(1)) & (rows < (tops + heights).unsqueeze(1))
+    in_columns = (columns >= lefts.unsqueeze(1)) & (columns < (lefts + widths).unsqueeze(1))
+    return (in_rows.unsqueeze(2) & in_columns.unsqueeze(1)).unsqueeze(1)
 
 
 @lru_cache(maxsize=16)

@@ -34,8 +34,9 @@ def _mean_gray(images: torch.Tensor) -> torch.Tensor:
 def _blurred(images: torch.Tensor) -> torch.Tensor:
     """Means over 3x3 pixels of which the one in the middle counts 5 times; the border stays as it is."""
     blurred = images.float()
+    rows = blurred[..., :-2, :] + blurred[..., 1:-1, :] + blurred[..., 2:, :]
     middle = blurred[..., 1:-1, 1:-1]
-    middle.copy_(((9 * F.avg_pool2d(blurred, 3, stride=1) + 4 * middle) / 13).round_())
+    middle.copy_(((rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:] + 4 * middle) / 13).round_())
     return blurred
 
 
@@ -106,13 +107,13 @@ class RandAugment:
         counts = [sum(counts[: len(_MOVES)]), *counts[len(_MOVES) :]]
         groups = zip(
             ("move", *_BLENDS, *_REST),
-            images[_sent(order, images.device)].split(counts),
+            images.index_select(0, _sent(order, images.device)).split(counts),
             operations[order].split(counts),
             signs[order].split(counts),
             strict=True,
         )
         changed = [self._change(*group) for group, count in zip(groups, counts, strict=True) if count]
-        return torch.cat(changed)[_sent(order.argsort(), images.device)]
+        return torch.cat(changed).index_select(0, _sent(order.argsort(), images.device))
 
     def _change(self, name: str, images: torch.Tensor, operations: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
         if name in _REST:
@@ -123,11 +124,12 @@ class RandAugment:
 
     def _move(self, images: torch.Tensor, operations: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
         side = images.shape[-1]
-        matrices = torch.tensor(
-            [[matrix(sign * self._strength, side) for sign in (-1, 1)] for matrix in _MOVES.values()]
-        )
-        chosen = matrices[operations, (signs + 1) // 2].view(-1, 2, 3)
-        places = F.affine_grid(_sent(chosen, images.device), list(images.shape), align_corners=False)
+        known = [[matrix(sign * self._strength, side) for sign in (-1, 1)] for matrix in _MOVES.values()]
+        matrices = torch.tensor(known)[operations, (signs + 1) // 2]
+        a, b, c, d, e, f = _sent(matrices, images.device).view(-1, 6, 1, 1).unbind(1)
+        x = (2 * torch.arange(side, device=images.device) + 1) / side - 1
+        y = x.unsqueeze(1)
+        places = torch.stack([a * x + b * y + c, d * x + e * y + f], dim=-1)
         return F.grid_sample(images.float(), places, align_corners=False).round_().to(torch.uint8)
 
     def _blend(self, images: torch.Tensor, other: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,16 @@ from tiny_data import tiny_dataset
 
 from lsmha.data import Dataset
 from orchestrator.cli import main
+
+
+def pytest_collection_finish() -> None:
+    # What is loaded by now stays, and some tests collect garbage: each time, they would look through all of it.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as torchvision_transforms
@@ -145,12 +147,63 @@ def test_mixup_and_cutmix_take_turns():
     assert kinds == {"mixup", "cutmix"}
 
 
-def test_random_erasing_fills_a_part_of_some_images_with_the_mean():
-    images = torch.full((400, 3, 32, 32), 255, dtype=torch.uint8)
-    inputs, _ = build(random_erasing=0.25)(images, torch.zeros(400, dtype=torch.int64))
+def test_mixup_draws_beta_weights_for_each_image():
+    torch.manual_seed(0)
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).repeat(2000, 1, 2, 2)
+    augment = Augmentation(AugmentConfig(mixup_alpha=0.8), (0.0,), (1.0,), 4000)
+    inputs, targets = augment(images, torch.arange(4000))
+    own = targets.diagonal()[targets.diagonal() < 1]  # the few that are their own partner have no other
+    assert scipy.stats.kstest(own, scipy.stats.beta(0.8, 0.8).cdf).pvalue > 0.01
+    levels = images[:, 0, 0, 0] / 255
+    torch.testing.assert_close(inputs[:, 0, 0, 0], targets @ levels)
+
+
+def test_cutmix_cuts_the_rectangles_of_its_authors():
+    def published_share():
+        """`rand_bbox` of the authors' code, for one image."""
+        ratio = np.sqrt(1 - drawn.beta(1.0, 1.0))
+        kept = np.ones((24, 32))
+        edges = []
+        for side in kept.shape:
+            cut, middle = int(side * ratio), drawn.integers(side)
+            edges.append(slice(np.clip(middle - cut // 2, 0, side), np.clip(middle + cut // 2, 0, side)))
+        kept[tuple(edges)] = 0
+        return kept.mean()
+
+    drawn = np.random.default_rng(0)
+    torch.manual_seed(0)
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).repeat(2000, 1, 24, 32)
+    labels = torch.tensor([0, 1]).repeat(2000)
+    inputs, targets = Augmentation(AugmentConfig(cutmix_alpha=1.0), (0.0,), (1.0,), 2)(images, labels)
+    cut = inputs[:, 0] != images[:, 0] / 255
+    assert torch.equal(cut, cut.any(2, keepdim=True) & cut.any(1, keepdim=True))
+    assert cut.float().mean((1, 2))[cut.any((1, 2))].std() > 0.1
+    # Where the partner is of the other label, its share is the part that was cut out.
+    mixed = cut.any((1, 2))
+    own = targets[torch.arange(4000), labels]
+    torch.testing.assert_close(1 - own[mixed], cut[mixed].float().mean((1, 2)))
+    published = np.array([published_share() for _ in range(4000)])
+    assert scipy.stats.ks_2samp(own[mixed], published[published < 1]).pvalue > 0.01
+
+
+def test_random_erasing_erases_the_rectangles_of_torchvisions_for_one_image():
+    images = torch.full((4000, 3, 32, 32), 255, dtype=torch.uint8)
+    torch.manual_seed(0)
+    inputs, _ = build(random_erasing=0.5)(images, torch.zeros(4000, dtype=torch.int64))
     erased = (inputs == 0).all(1)
-    assert 0.15 < erased.any((1, 2)).float().mean() < 0.35
-    assert erased.float().mean((1, 2)).max() < 0.5
+    assert torch.equal(erased, (inputs == 0).any(1))
+    assert torch.equal(erased, erased.any(2, keepdim=True) & erased.any(1, keepdim=True))
+    chosen = erased.any((1, 2))
+    assert 0.46 < chosen.float().mean() < 0.54
+    published = torchvision_transforms.RandomErasing(p=1.0, scale=(0.02, 0.33), ratio=(0.3, 3.3))
+    one_by_one = torch.stack([published(torch.ones(1, 32, 32))[0] == 0 for _ in range(2000)])
+    for measure in (
+        lambda pixels: pixels.sum((1, 2)),  # areas
+        lambda pixels: pixels.any(2).sum(1),  # heights
+        lambda pixels: pixels.any(2).int().argmax(1),  # first rows
+        lambda pixels: pixels.any(1).int().argmax(1),  # first columns
+    ):
+        assert scipy.stats.ks_2samp(measure(erased[chosen]), measure(one_by_one)).pvalue > 0.01
 
 
 def smooth_batch(count, channels=3, size=32):
@@ -213,10 +266,11 @@ def test_tiny_batches(count):
         assert inputs.shape == images.shape
 
 
-def test_flip_and_translate_do_not_import_torchvision_and_kornia():
+def test_only_randaugment_imports_torchvision():
     code = (
         "import sys; from lsmha.config import AugmentConfig; from lsmha.data import Augmentation;"
-        "Augmentation(AugmentConfig(flip=True, translate=2, mixup_alpha=1.0), (0.5,), (0.5,), 10);"
-        "sys.exit('kornia' in sys.modules or 'torchvision' in sys.modules)"
+        "augment = AugmentConfig(flip=True, translate=2, random_erasing=0.5, mixup_alpha=1.0, cutmix_alpha=1.0);"
+        "Augmentation(augment, (0.5,), (0.5,), 10);"
+        "sys.exit('torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -66,11 +66,11 @@ def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, pre
 
 
 @pytest.mark.timeout(300)
-def test_as_many_architectures_are_compiled_as_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+def test_as_many_architectures_are_compiled_as_there_are() -> None:
     made = counters["stats"]["unique_graphs"]
-    for num_heads in (1, 4, 8):
-        train(tiny_model(num_heads=num_heads, depth=1), tiny_recipe(mode="compiled"), tiny_dataset(), device=CPU)
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for num_heads in (1, 4, 8):
+            train(tiny_model(num_heads=num_heads, depth=1), tiny_recipe(mode="compiled"), tiny_dataset(), device=CPU)
     assert counters["stats"]["unique_graphs"] == made + 3
 
 
