@@ -29,7 +29,12 @@ def end_process(code: int, message: str | None = None, *, last_work: Callable[[]
     working = threading.Thread(target=work, name="last work", daemon=True)
     working.start()
     working.join(LAST_WORK_S)
-    Console().show_cursor()  # a progress display hides it in a terminal
     if message is not None:
         print_error(message)
+    end_at_once(code)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Exit with the code, and leave the terminal as it was."""
+    Console().show_cursor()  # a progress display hides it
     os._exit(code)

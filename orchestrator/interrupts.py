@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
-from orchestrator.ending_process import end_process
+from orchestrator.ending_process import end_at_once, end_process
 
 
 class Interrupted(BaseException):
@@ -62,7 +62,7 @@ def interrupts_as_exceptions(
                 break
             received_by_pipe.extend(number for number in numbers if number in previous)
             if len(received_by_pipe) > 1:
-                os._exit(128 + received_by_pipe[-1])
+                end_at_once(128 + received_by_pipe[-1])
             if received_by_pipe and deadline is None:
                 deadline = time.monotonic() + grace_s
         os.close(reader)

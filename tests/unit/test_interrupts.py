@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -70,9 +71,15 @@ with interrupts_as_exceptions(when_stuck=lambda _: unwound.write_text("stuck"), 
         unwound.write_text("unwound")
 """
     unwound = tmp_path / "unwound"
-    done = subprocess.run([sys.executable, "-c", script, str(unwound)], timeout=30, capture_output=True)
+    terminal, its_end = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(unwound)], timeout=30, stdout=its_end, env=os.environ | {"TERM": "xterm"}
+    )
     assert done.returncode == 128 + signal.Signals[second]
     assert not unwound.exists()
+    assert os.read(terminal, 64) == b"\x1b[?25h"  # the cursor, which a progress display hides
+    os.close(terminal)
+    os.close(its_end)
 
 
 def test_without_a_signal_nothing_happens() -> None:
