@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
 
 _CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec", "asyncio")
 """Packages whose errors are those of a store."""
+
+
+# Where a connection goes while a request is written, aiohttp leaves that task behind, and asyncio prints its traceback.
+# The call that made the request raises an error of its own.
+logging.getLogger("asyncio").addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
 
 
 class ObjectPath(ProxyUPath):

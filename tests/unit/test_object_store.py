@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import gc
+import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -199,6 +202,20 @@ def test_what_a_store_raises_is_an_error_of_the_storage(
         assert (error.value.errno, error.value.strerror, error.value.filename) == (number, words, str(path))
         from_task = ray.exceptions.RayTaskError("task", "Traceback ...", pickle.loads(pickle.dumps(error.value)))
         assert str(storage_error_in(from_task.as_instanceof_cause())) == str(error.value)
+
+
+def test_requests_that_a_client_leaves_behind_are_not_talked_about(caplog: pytest.LogCaptureFixture) -> None:
+    async def break_off() -> None:
+        raise ConnectionResetError
+
+    async def leave_behind() -> None:
+        asyncio.get_running_loop().create_task(break_off())
+        await asyncio.sleep(0)
+        gc.collect()
+
+    asyncio.run(leave_behind())
+    logging.getLogger("asyncio").error("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
 
 
 def test_a_bug_is_no_error_of_the_storage(folder: ObjectPath) -> None:
