@@ -64,11 +64,13 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
-    from orchestrator.plan import show_plan
-    from orchestrator.run import run_sweep
     from orchestrator.sweep_yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
+    # After that: what is wrong in a file need not wait for torch and Ray to load.
+    from orchestrator.plan import show_plan
+    from orchestrator.run import run_sweep
+
     console = Console()
     if dry_run:
         show_plan(config, console, address=address)
@@ -90,12 +92,13 @@ def resume(
 ) -> None:
     """Go on with a run that was interrupted, or let it grow: more trials, more time, further finalists or seeds."""
     from orchestrator.ledger import check_run
-    from orchestrator.run import run_sweep
     from orchestrator.sweep_yaml import load_sweep_config
 
     folder = location(run)
     check_run(folder)
     config = load_sweep_config(folder / "config.yaml", set_)
+    from orchestrator.run import run_sweep
+
     raise typer.Exit(run_sweep(config, folder.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
 
 
@@ -110,7 +113,7 @@ def repair(run: RunArgument) -> None:
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
 def validate(space: SpaceArgument, set_: SetOption = None) -> None:
     """Check a sweep's YAML and count its configurations, without touching data or cluster."""
-    from orchestrator.stages import build_space, build_study
+    from orchestrator.search import build_space, build_study
     from orchestrator.sweep_yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)

@@ -10,8 +10,8 @@ from orchestrator.cluster import connect
 from orchestrator.gpu_share import without_gpus
 from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import describe_point
+from orchestrator.search import build_space, build_study, num_trials
 from orchestrator.search_space import SearchSpace
-from orchestrator.stages import build_space, build_study, num_trials
 from orchestrator.sweep_config import ResourcesConfig, SweepConfig
 
 

@@ -30,9 +30,10 @@ from orchestrator.preflight import check_analysis, check_batches, load_data
 from orchestrator.progress import sweep_progress
 from orchestrator.records import Origin
 from orchestrator.report import front_table, show_results
+from orchestrator.search import build_space, build_study, num_trials
 from orchestrator.search_space import SearchSpace
 from orchestrator.shared_storage import check_shared
-from orchestrator.stages import Sweep, build_space, build_study, num_trials
+from orchestrator.stages import Sweep
 from orchestrator.status import mark_stage
 from orchestrator.storage_errors import storage_error_in, storage_errors_in_one_line
 from orchestrator.sweep_config import SweepConfig

@@ -27,33 +27,11 @@ from orchestrator.ledger import Ledger
 from orchestrator.metrics import SweepMetrics
 from orchestrator.progress import Progress
 from orchestrator.records import TrialRecord, Wave, finalist_id, trial_id
+from orchestrator.search import num_trials
 from orchestrator.search_space import Point, SearchSpace
 from orchestrator.study import Proposal, ProposalStudy
-from orchestrator.sweep_config import DATA_DEFINED, ResourcesConfig, SweepConfig
+from orchestrator.sweep_config import ResourcesConfig, SweepConfig
 from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
-
-
-def build_space(config: SweepConfig, dataset: Dataset | None = None) -> SearchSpace:
-    """The search space over the configured base, with the architecture's ends fitted to the data set if given.
-
-    Raises:
-        UserError: It has no valid point, or a choice that is part of none.
-    """
-    fitted = {name: getattr(dataset, name) for name in DATA_DEFINED} if dataset else {}
-    space = SearchSpace(config.space, config.model.model_copy(update=fitted), config.train)
-    space.check_choices()
-    return space
-
-
-def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
-    """The study that proposes the sweep's trials."""
-    included = space.checked_points(config.finalists.include, field="finalists.include")
-    return ProposalStudy(space, config.search, config.objectives, seed=config.seed, first=included)
-
-
-def num_trials(config: SweepConfig, space: SearchSpace) -> int:
-    """Trials that the search will make: its budget, or the whole space where that is smaller."""
-    return min(config.search.num_trials, len(space.points)) if space.is_finite else config.search.num_trials
 
 
 @dataclass(frozen=True)

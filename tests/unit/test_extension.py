@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.errors import UserError
 from orchestrator.extension import extended
-from orchestrator.stages import build_space, build_study
+from orchestrator.search import build_space, build_study
 from orchestrator.sweep_config import SweepConfig
 
 POINTS = [{"num_heads": heads, "depth": depth} for heads in (1, 2, 4, 8) for depth in (1, 2, 3, 4)]

@@ -13,7 +13,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.capacity import Capacity
 from orchestrator.errors import UserError
 from orchestrator.gpu_share import with_gpu_share, without_gpus
-from orchestrator.stages import build_space
+from orchestrator.search import build_space
 from orchestrator.sweep_config import SweepConfig
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from orchestrator.stages import build_space
+from orchestrator.search import build_space
 from orchestrator.sweep_yaml import load_sweep_config
 
 ROOT = Path(__file__).parents[2]

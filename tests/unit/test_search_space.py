@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.errors import UserError
+from orchestrator.search import build_space
 from orchestrator.search_space import SearchSpace
-from orchestrator.stages import build_space
 from orchestrator.sweep_config import FloatRange, IntRange
 from orchestrator.sweep_yaml import load_sweep_config
 

@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator import study as study_module
 from orchestrator.errors import UserError
+from orchestrator.search import build_space
 from orchestrator.search_space import SearchSpace
-from orchestrator.stages import build_space
 from orchestrator.study import Proposal, ProposalStudy
 from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig
 from orchestrator.sweep_yaml import load_sweep_config

@@ -9,8 +9,8 @@ import pytest
 
 from lsmha.config import ModelConfig
 from lsmha.models.cost import model_cost
+from orchestrator.search import build_space
 from orchestrator.search_space import Point
-from orchestrator.stages import build_space
 from orchestrator.study import ProposalStudy
 from orchestrator.sweep_config import SearchConfig
 from orchestrator.sweep_yaml import load_sweep_config
