@@ -42,7 +42,7 @@ class ModeSpeed:
     ratio: Spread
     """Of eager seconds over the mode's, turn by turn."""
     pays_after_steps: float | None
-    """Steps until what was gained is what preparation took; None if it never is."""
+    """Steps until what was gained is what preparation took; None where it was not faster in each turn."""
 
 
 def measure(variant: str, *, batch_size: int, steps: int, turns: int, device: torch.device) -> list[ModeSpeed]:
@@ -76,7 +76,7 @@ def measure(variant: str, *, batch_size: int, steps: int, turns: int, device: to
                 preparation_s=preparation_s,
                 images_per_s=speed,
                 ratio=ratio,
-                pays_after_steps=preparation_s / gained_s if gained_s > 0 else None,
+                pays_after_steps=preparation_s / gained_s if ratio.low > 1 else None,
             )
         )
     return found
@@ -107,7 +107,7 @@ def main() -> None:
     rows = [
         [f"`{one.variant}`", one.mode, one.precision, one.images_per_s.format(",.0f"), one.ratio.format(".2f"),
          "" if one.mode == "eager" else f"{one.preparation_s:.0f}",
-         "" if one.mode == "eager" else "never" if one.pays_after_steps is None else f"{one.pays_after_steps:,.0f}"]
+         "" if one.mode == "eager" else "not seen" if one.pays_after_steps is None else f"{one.pays_after_steps:,.0f}"]
         for one in found
     ]  # fmt: skip
     report = Report(
