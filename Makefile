@@ -13,6 +13,8 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input --disable-pip-version
 PYTEST = $(VENV)/bin/python -m pytest
 # The unit tests' tensors are small: threads cost more than they bring, processes do not.
 PYTEST_UNIT = OMP_NUM_THREADS=1 $(PYTEST) -n auto
+# Sweeps wait for much of their time, for clusters to start and for one another. Tests of a file share a cluster.
+PYTEST_SWEEPS = $(PYTEST) -n 2 --dist loadfile --durations=20
 
 # A stamp says that an installation is done; it is repeated when what it was made from is newer.
 RUN_STAMP = $(VENV)/.installed
@@ -50,11 +52,11 @@ test-unit: $(TEST_STAMP) ## Unit tests: under a minute, no cluster
 	$(PYTEST_UNIT) tests/unit
 
 test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ray cluster
-	$(PYTEST) --durations=12 tests/integration
+	$(PYTEST_SWEEPS) tests/integration
 
 test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, faults of every kind, analyses, pruning
 	$(PYTEST_UNIT) tests/slow/units
-	$(PYTEST) --durations=20 --ignore=tests/slow/units tests/slow
+	$(PYTEST_SWEEPS) --ignore=tests/slow/units tests/slow
 
 # bin/pip comes last when a venv is made, so a half-made one is made again.
 $(VENV)/bin/pip:

@@ -226,18 +226,26 @@ class Network:
 def network(folder: Path, *, shared: Path) -> Iterator[Network]:
     """An empty network of hosts with its files in `folder`; all hosts are gone when the block ends."""
     folder.mkdir(parents=True)
-    taken = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
-    prefix = next(f"10.77.{number}" for number in range(1, 250) if f"10.77.{number}." not in taken)
-    made = Network(folder, prefix, shared)
     for name in ("key", "host_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
     with ExitStack() as cleanup:
-        _ip("link", "add", made.bridge, "address", _hardware_address(made.gateway), "type", "bridge")
+        made = next(one for prefix in _free_prefixes() if _add_bridge(one := Network(folder, prefix, shared)))
         cleanup.callback(_ip, "link", "delete", made.bridge)
         _ip("address", "add", f"{made.gateway}/24", "dev", made.bridge)
         _ip("link", "set", made.bridge, "up")
         cleanup.callback(lambda: [host.lose() for host in made.hosts])
         yield made
+
+
+def _free_prefixes() -> Iterator[str]:
+    taken = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
+    return (prefix for number in range(1, 250) if f"{(prefix := f'10.77.{number}')}." not in taken)
+
+
+def _add_bridge(network: Network) -> bool:
+    """Make the network's bridge; returns whether its name was still free: others may be making theirs."""
+    address = _hardware_address(network.gateway)
+    return not _ip("link", "add", network.bridge, "address", address, "type", "bridge", check=False).returncode
 
 
 def _hardware_address(address: str) -> str:
@@ -246,8 +254,8 @@ def _hardware_address(address: str) -> str:
     return ":".join(f"{part:02x}" for part in (2, 0, *map(int, address.split("."))))
 
 
-def _ip(*arguments: str, check: bool = True) -> None:
-    subprocess.run(["ip", *arguments], check=check, capture_output=True)
+def _ip(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(["ip", *arguments], check=check, capture_output=True)
 
 
 def _which(tool: str) -> str | None:

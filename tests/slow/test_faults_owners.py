@@ -70,7 +70,7 @@ def test_a_run_that_grows_keeps_what_it_has(sweep: Callable[..., Sweep], referen
         "--set", "finalists.seeds=[0, 1]",
     )  # fmt: skip
     ended = [line.split()[1] for line in said.splitlines() if line.startswith("[")]
-    assert ended[:2] == ["t0008", "t0009"]
+    assert sorted(ended[:2]) == ["t0008", "t0009"], "at the same time, so either may end first"
     after = snapshot(grown.run / "records")
     assert {path: after.get(path) for path in before} == before
     assert list(grown.records()) == [f"t{number:04d}" for number in range(10)]
