@@ -46,6 +46,25 @@ print(len(modules), *sorted({"ray", "optuna", "orchestrator"} & set(sys.modules)
     assert forbidden == []
 
 
+@pytest.mark.parametrize(
+    "arguments", [["validate", str(SPACES[0])], ["schema"], ["run", "--help"]], ids=lambda all: all[0]
+)
+def test_what_needs_neither_torch_nor_ray_does_not_wait_for_them(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from orchestrator import cli
+
+sys.argv = ["lsmha-sweep", *{arguments!r}]
+try:
+    cli.main()
+except SystemExit as ended:
+    assert not ended.code, ended.code
+assert not {{"torch", "ray"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_readme_tree_is_the_repository() -> None:
     listed = _readme_tree((ROOT / "README.md").read_text(encoding="utf-8"))
     absent = [path for path in listed if not (ROOT / path).exists()]

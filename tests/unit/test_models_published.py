@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from torch import Tensor
 from vit_pytorch.cct import sinusoidal_embedding
 
 from lsmha.bench.peers import vit_pytorch_cct
-from lsmha.config import ModelConfig
+from lsmha.config import AttentionKernel, ModelConfig
 from lsmha.models import CCT, create_model, from_compact_transformers
+from lsmha.models.attention import AttentionKernels
 from lsmha.models.tokenizer import sine_embedding
 
 # Weights, images and logits of the published code: two blocks, two convolutions, width 64, 4 heads, 32x32 pixels.
@@ -39,9 +40,8 @@ def _scatter(model: torch.nn.Module) -> None:
 def test_logits_of_the_published_code() -> None:
     weights, images, logits = _fixture()
     model = from_compact_transformers(weights, num_heads=4, img_size=32)
-    for attention in ("sdpa", "materialised"):
-        for block in model.blocks:
-            block.attn.attention = attention
+    for kernel in get_args(AttentionKernel):
+        model.use_kernels(AttentionKernels(kernel, kernel))
         with torch.no_grad():
             torch.testing.assert_close(model(images), logits, atol=5e-6, rtol=0)
 
