@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-RECIPE_VERSION = 3
+RECIPE_VERSION = 4
 """Raised by each change after which the same settings train differently: results of two versions do not mix."""
 
 AttentionKernel = Literal["materialised", "sdpa", "sdpa-padded", "sdpa-fp32"]

@@ -67,4 +67,6 @@ class PositionalEmbedding(nn.Module):
             self.register_parameter("weight", None)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return tokens if self.weight is None else tokens + self.weight
+        # In the tokens' type: under autocast, a sum with float32 weights would make the residual stream float32, with a
+        # cast before each linear layer and another one after it (a tenth of a small network's step on CPUs).
+        return tokens if self.weight is None else tokens + self.weight.to(tokens.dtype)

@@ -32,10 +32,10 @@ def build_optimizer(
         {"params": undecayed, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    fused = groups[0]["params"][0].device.type == "cuda"
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused)
-    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    nesterov = config.momentum > 0
+    return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum, nesterov=nesterov, fused=True)
 
 
 def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, config: TrainConfig) -> float:

@@ -54,6 +54,16 @@ def test_model_comes_from_name_or_configuration_with_overrides() -> None:
     assert create_model(_config(), depth=1).config == _config(depth=1)
 
 
+def test_the_residual_stream_keeps_the_type_of_autocast() -> None:
+    model = _model(num_conv_blocks=1, conv_kind="residual")
+    seen = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda _block, inputs, _outputs: seen.append(inputs[0].dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model(_images())
+    assert seen == [torch.bfloat16] * 3
+
+
 def test_tokens_and_gradients_are_those_of_relu_before_the_pool() -> None:
     """The published order, from which the tokenizer departs for speed; zeros and ties included."""
     torch.manual_seed(0)
