@@ -167,7 +167,8 @@ class LiveProgress(Progress):
             # A worker can tell anything; the record will say what is wrong with it.
             told = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
             shown = (form.format(told[name]) for name, form in _SHOWN.items() if name in told)
-            running.add_row(f"[cyan]{run_id}", describe_point(point), epoch, *shown)
+            # No markup: it is drawn anew with each plain line, and would come out as written.
+            running.add_row(Text(run_id, style="cyan"), describe_point(point), epoch, *shown)
         return Group(self._bars, counts, running, self._front_view)
 
 

@@ -29,8 +29,13 @@ def started(tmp_path: Path) -> Iterator[RunningSweep]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("number", "code", "whom"),
-    [(signal.SIGINT, 130, "group"), (signal.SIGTERM, 143, "process"), (signal.SIGTERM, 143, "group")],
-    ids=["Ctrl-C", "kill", "a job scheduler"],
+    [
+        (signal.SIGINT, 130, "group"),
+        (signal.SIGINT, 130, "process"),
+        (signal.SIGTERM, 143, "process"),
+        (signal.SIGTERM, 143, "group"),
+    ],
+    ids=["Ctrl-C", "kill -INT", "kill", "a job scheduler"],
 )
 def test_an_interrupted_sweep_says_how_it_goes_on(
     number: signal.Signals,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.live import Live
 from rich.text import Text
 
 from orchestrator.progress import LiveProgress
@@ -36,3 +37,16 @@ def test_what_is_not_known_is_not_shown(told: dict[str, Any]) -> None:
     assert "epoch 1/20" in line
     for word in ("busy", "images/s", "val_accuracy", "None"):
         assert word not in line
+
+
+def test_a_line_in_between_leaves_the_view_as_it_is() -> None:
+    console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
+    progress = LiveProgress(console, lambda: Text("the front"))
+    with console.capture() as captured, Live(progress, console=console, auto_refresh=False):
+        progress.stage("search", 5)
+        progress.started("t0003", {"num_heads": 4}, 20)
+        progress.say("a [line] as it is")
+    drawn = captured.get()
+    assert "a [line] as it is" in drawn
+    assert "t0003" in drawn
+    assert "[cyan]" not in drawn

@@ -17,7 +17,7 @@ from orchestrator.sweep_yaml import load_sweep_config
 
 PARETO = Path(__file__).parents[3] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500
-TOLD_EVERY = {"gp": 40}
+TOLD_EVERY = {"gp": 25}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
 
 
@@ -46,10 +46,8 @@ def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    ("sampler", "seed"),
-    [("tpe", 0), ("tpe", 1), ("nsga2", 0), ("nsga2", 1), ("gp", 0), ("random", 0), ("random", 1), ("grid", 0)],
-)
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "grid"])
 def test_a_search_goes_on_after_a_break_as_without_one(sampler: str, seed: int) -> None:
     config = load_sweep_config(PARETO)
     space = build_space(config)
