@@ -35,10 +35,22 @@ def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
     """The front so far, best in the first objective first."""
     metrics = list(dict.fromkeys([*(o.metric for o in ledger.config.objectives), "params"]))
     table = _table(title, *metrics)
+    if "latency_ms" in metrics and (conditions := latency_conditions(ledger)):
+        table.caption = f"latency_ms: median per image, {conditions}"
     for record in ledger.front():
         values = (_FORMATS[name].format(getattr(record, name)) for name in metrics)
         table.add_row(record.id, describe_point(record.point), *values)
     return table
+
+
+def latency_conditions(ledger: Ledger) -> str:
+    """What the latencies to choose by were measured on: batch size, type, mode, device; empty before there are any."""
+    measured = [*ledger.front_latencies.values(), *ledger.latencies.values()]
+    if not measured:
+        return ""
+    row = measured[0][0]
+    on = row["device"] if ledger.config.latency_on_gpu() else f"{row['device']}, threads: {row['threads']}"
+    return f"batch size {row['batch_size']}, {row['dtype']}, {row['mode']}, {on}"
 
 
 def finalists_table(ledger: Ledger) -> Table:
@@ -61,7 +73,7 @@ def finalists_table(ledger: Ledger) -> Table:
 
 def _table(title: str, *numbers: str) -> Table:
     """A table of configurations; a narrow terminal folds those, never the numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption_justify="left")
     table.add_column("trial", no_wrap=True)
     table.add_column("configuration", overflow="fold", min_width=18)
     for name in numbers:
@@ -198,12 +210,12 @@ def plot_front(ledger: Ledger, path: Path) -> None:
         )
         y_metric_label = "accuracy: validation, finalists: test"
     else:
-        y_metric_label = _axis_label(y_metric)
+        y_metric_label = _axis_label(y_metric, ledger)
     for record in line:
         label = _point_label(record, ledger.config)
         place = (getattr(record, x_metric), getattr(record, y_metric))
         axes.annotate(label, place, textcoords="offset points", xytext=(6, -10), fontsize=7)
-    axes.set_xlabel(_axis_label(x_metric))
+    axes.set_xlabel(_axis_label(x_metric, ledger))
     axes.set_ylabel(y_metric_label)
     axes.set_title(f"{ledger.config.name}: {len(completed)} trials, {len(front)} on the front", fontsize=11)
     axes.grid(alpha=0.25)
@@ -225,8 +237,10 @@ def _point_label(record: TrialRecord, config: SweepConfig) -> str:
     )
 
 
-def _axis_label(metric: str) -> str:
-    return {"latency_ms": "latency per image (ms)", "seconds": "training time (s)"}.get(metric, metric)
+def _axis_label(metric: str, ledger: Ledger) -> str:
+    if metric == "latency_ms":
+        return "\n".join(filter(None, ["latency per image (ms)", latency_conditions(ledger)]))
+    return {"seconds": "training time (s)"}.get(metric, metric)
 
 
 def _spread(mean: float, std: float | None) -> str:

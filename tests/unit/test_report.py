@@ -92,6 +92,15 @@ def test_front_table(ledger: Ledger) -> None:
         assert text in rows[0]
 
 
+def test_front_table_says_what_latency_was_measured_on(ledger: Ledger) -> None:
+    assert "latency_ms:" not in text_of(front_table(ledger))
+    row = {"batch_size": 64, "dtype": "fp32", "mode": "eager", "device": "Some CPU", "threads": 1}
+    ledger.latencies["one"] = [row, {**row, "batch_size": 1}]
+    ledger.front_latencies["one"] = [{**row, "device": "The front's CPU"}]
+    said = " ".join(text_of(front_table(ledger)).split())
+    assert "latency_ms: median per image, batch size 64, fp32, eager, The front's CPU, threads: 1" in said
+
+
 def test_finalists_are_summed_up_over_their_completed_seeds(ledger: Ledger) -> None:
     best, other = finalist_summary(ledger)
     assert (best["trial"], best["n"], best["seeds"]) == ("t0002", 1, [0])
