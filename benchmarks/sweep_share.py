@@ -56,6 +56,8 @@ class Share:
     """What the rounds took afterwards, in which the front's latency is measured again: no part of the search."""
     front: int
     """Networks on it."""
+    steps_with_rounds: float
+    """Share of the steps where the time of the rounds counts, too."""
 
 
 def sweep(data: str, trials: int, wave: int, images: int, epochs: int) -> Share:
@@ -82,6 +84,7 @@ def share_of(run: Path) -> Share:
     batch_size, cpus = 128, summary["hardware"]["cores"]
     steps_s = (summary["dataset"]["train_images"] // batch_size * batch_size / curves["images_per_s"]).sum()
     capacity_s = wall * cpus
+    front_s = max(measured, default=max(ended.values())) - max(ended.values())
     return Share(
         trials=len(trials),
         concurrency=cpus,
@@ -90,8 +93,9 @@ def share_of(run: Path) -> Share:
         steps=float(steps_s / capacity_s),
         evaluation=float((curves["seconds"].sum() - steps_s) / capacity_s),
         rest=float(1 - curves["seconds"].sum() / capacity_s),
-        front_s=max(measured, default=max(ended.values())) - max(ended.values()),
+        front_s=front_s,
         front=len(measured),
+        steps_with_rounds=float(steps_s / (capacity_s + front_s * cpus)),
     )
 
 
@@ -108,10 +112,10 @@ def main() -> None:
     row = [
         str(found.trials), str(found.concurrency), f"{found.trial_s_median:.1f}", f"{found.wall_s:.0f}",
         f"{found.steps:.1%}", f"{found.evaluation:.1%}", f"{found.rest:.1%}",
-        f"{found.front_s:.0f} for {found.front} networks",
+        f"{found.front_s:.0f} for {found.front} networks", f"{found.steps_with_rounds:.1%}",
     ]  # fmt: skip
     header = ["trials", "at a time", "s per trial (median)", "wall time, s", "in steps", "in evaluation", "rest",
-              "then, in rounds, s"]  # fmt: skip
+              "then, in rounds, s", "in steps, rounds counted"]  # fmt: skip
     report = Report(
         title="A sweep's time",
         protocol=f"One search of {options.trials} trials on one CPU core each, as many at a time as there are cores, "

@@ -75,7 +75,7 @@ class Augmentation:
             images = self._randaugment(images)
         inputs = normalise(images, self._mean, self._std)
         if config.random_erasing:
-            inputs = inputs * ~self._draw_erased(inputs)
+            inputs = inputs.masked_fill(self._draw_erased(inputs), 0)
         if config.mixup_alpha and config.cutmix_alpha:
             mix = self._mix_up if torch.rand(()) < 0.5 else self._cut_mix
         elif config.mixup_alpha:
