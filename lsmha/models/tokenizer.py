@@ -68,5 +68,5 @@ class PositionalEmbedding(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         # In the tokens' type: under autocast, a sum with float32 weights would make the residual stream float32, with a
-        # cast before each linear layer and another one after it (a tenth of a small network's step on CPUs).
+        # cast before each linear layer and another one after it (7 % of a step of cct_2_3x2_32 on two CPU cores).
         return tokens if self.weight is None else tokens + self.weight.to(tokens.dtype)
