@@ -129,3 +129,15 @@ def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
     found = [(one["way"], one["seed"]) for one in content["results"]]
     assert found == [("lsmha", 0), ("vit-pytorch", 0), ("lsmha", 1), ("vit-pytorch", 1)]
     assert all(0 <= one["test_accuracy"] <= 1 for one in content["results"])
+
+
+def test_sweep_share(cifar: Path, tmp_path: Path) -> None:
+    content = run(
+        "sweep_share", str(cifar), "--trials", "2", "--wave", "2", "--images", "140", "--epochs", "1",
+        out=tmp_path / "share",
+    )  # fmt: skip
+    (found,) = content["results"]
+    assert found["trials"] == 2
+    assert found["steps"] + found["evaluation"] + found["rest"] == pytest.approx(1)
+    assert 1 <= found["front"] <= 2
+    assert 0 < found["steps_with_rounds"] < found["steps"] < 1
