@@ -80,11 +80,12 @@ def share_of(run: Path) -> Share:
     began = min(path.stat().st_mtime for path in (run / "records" / "waves").glob("*.json"))
     ended = {path.name.partition("-")[0]: path.stat().st_mtime for path in (run / "records" / "trials").glob("*.json")}
     measured = [path.stat().st_mtime for path in (run / "records" / "front_latency").glob("*.json")]
-    wall = max(ended.values()) - began
+    searched = max(ended.values())
+    wall = searched - began
     batch_size, cpus = 128, summary["hardware"]["cores"]
     steps_s = (summary["dataset"]["train_images"] // batch_size * batch_size / curves["images_per_s"]).sum()
     capacity_s = wall * cpus
-    front_s = max(measured, default=max(ended.values())) - max(ended.values())
+    front_s = max(measured, default=searched) - searched
     return Share(
         trials=len(trials),
         concurrency=cpus,

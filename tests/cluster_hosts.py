@@ -239,7 +239,8 @@ def network(folder: Path, *, shared: Path) -> Iterator[Network]:
 
 def _free_prefixes() -> Iterator[str]:
     taken = subprocess.run(["ip", "-o", "address"], capture_output=True, text=True, check=True).stdout
-    return (prefix for number in range(1, 250) if f"{(prefix := f'10.77.{number}')}." not in taken)
+    prefixes = (f"10.77.{number}" for number in range(1, 250))
+    return (prefix for prefix in prefixes if f"{prefix}." not in taken)
 
 
 def _add_bridge(network: Network) -> bool:
