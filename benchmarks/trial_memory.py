@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from orchestrator.cluster import connect  # isort: skip - it sets what Ray reads when it is imported
 import ray
 
@@ -44,7 +46,7 @@ class Memory:
 
 
 class Watch:
-    """Notes the memory of all crews until it is stopped."""
+    """Notes the memory of all crews that this process has started, until it is stopped."""
 
     def __init__(self) -> None:
         self.found: dict[int, Memory] = {}
@@ -59,10 +61,12 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
-            for folder in Path("/proc").glob("[0-9]*"):
+            # Of this script's own cluster: others on the machine may have crews, too.
+            for process in psutil.Process().children(recursive=True):
+                folder = Path(f"/proc/{process.pid}")
                 try:
                     if b"ray::crew:" in (folder / "cmdline").read_bytes():
-                        self._note(int(folder.name), (folder / "status").read_text(), folder / "smaps_rollup")
+                        self._note(process.pid, (folder / "status").read_text(), folder / "smaps_rollup")
                 except OSError:
                     continue
 

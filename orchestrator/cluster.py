@@ -35,7 +35,7 @@ def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacit
         UserError: There is no cluster at the address.
     """
     wanted = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
-    if wanted not in ("local", "auto") and not _answers(wanted):
+    if wanted not in ("local", "auto") and not answers(wanted):
         raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
     local: dict[str, Any] = {
         **_private_folder(),
@@ -144,10 +144,4 @@ def _running_here() -> str | None:
         address = file.read_text().strip()
     except (OSError, ValueError):
         return None
-    return address if _answers(address) else None
-
-
-def _answers(address: str) -> bool:
-    """Whether something listens at `host:port`; nothing does where it reads otherwise."""
-    host, _, port = address.rpartition(":")
-    return port.isdecimal() and answers(host, int(port))
+    return address if answers(address) else None

@@ -30,19 +30,19 @@ def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lamb
     `when_lost` is called before that, once, in another thread; `advice` ends the line on standard error.
     """
     context = ray.get_runtime_context()
-    head = _host_and_port(context.gcs_address)
+    head = context.gcs_address
     node = next(one for one in ray.nodes() if one["NodeID"] == context.get_node_id())
-    own = (node["NodeManagerAddress"], node["NodeManagerPort"])
-    message = f"the Ray cluster at {head[0]}:{head[1]} is lost: %s; {advice}"
+    own = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+    message = f"the Ray cluster at {head} is lost: %s; {advice}"
     over, telling = threading.Event(), threading.Lock()
 
     def loss(*, own_patience_s: float, head_patience_s: float) -> str | None:
         """What does not answer, and did not for as long as that."""
         began = time.monotonic()
         while not over.is_set():
-            if not answers(*own):
+            if not answers(own):
                 what, patience_s = "Ray has ended on this machine", own_patience_s
-            elif not answers(*head):
+            elif not answers(head):
                 what, patience_s = "its head does not answer", head_patience_s
             else:
                 return None
@@ -75,15 +75,13 @@ def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lamb
         over.set()
 
 
-def answers(host: str, port: int) -> bool:
-    """Whether something listens at host:port. Ray itself would try for minutes."""
+def answers(address: str) -> bool:
+    """Whether something listens at `host:port`; nothing does where it reads otherwise. Ray itself tries for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return False
     try:
-        with socket.create_connection((host, port), timeout=3):
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
             return True
     except (OSError, OverflowError):
         return False
-
-
-def _host_and_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)

@@ -30,17 +30,19 @@ def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterato
             os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(
+    condition: Callable[[], Any], what: str, seconds: float = 60, *, said: Callable[[], str] = str, every_s: float = 0.1
+) -> Any:
     """Wait until the condition finds something, and return that.
 
     Raises:
-        TimeoutError: It has not.
+        TimeoutError: It has not; the message ends with what was `said` meanwhile.
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {seconds:g} s in vain for {what}")
-        time.sleep(0.1)
+            raise TimeoutError(f"waited {seconds:g} s in vain for {what}\n{said()}".rstrip())
+        time.sleep(every_s)
     return found
 
 

@@ -120,13 +120,14 @@ class Host:
                 env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
             )
         self.network.plug_in(self)
-        try:
-            wait_for(lambda: self.run("true", check=False).returncode == 0, f"sshd on {self.name}")
-        except TimeoutError as error:
-            states = [self.run("true", check=False).stderr, (self.folder / "boot.log").read_text()]
-            for command in (["ip", "neigh"], ["ip", "-br", "link"], self.inside("ip", "-br", "address")):
-                states.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
-            raise TimeoutError("\n".join([str(error), *states])) from None
+        wait_for(lambda: self.run("true", check=False).returncode == 0, f"sshd on {self.name}", said=self._states)
+
+    def _states(self) -> str:
+        """What tells why it cannot be reached."""
+        states = [self.run("true", check=False).stderr, (self.folder / "boot.log").read_text()]
+        for command in (["ip", "neigh"], ["ip", "-br", "link"], self.inside("ip", "-br", "address")):
+            states.append(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+        return "\n".join(states)
 
     @property
     def pid(self) -> int:

@@ -9,13 +9,13 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+from background import wait_for
 from faults import Fault
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -104,12 +104,13 @@ class Session:
 
     def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
         """Wait while the session runs; returns what the condition found."""
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert self.process.is_alive(), self.output()
-            assert time.monotonic() < deadline, self.output()
-            time.sleep(0.02)
-        return found
+
+        def found_or_ended() -> Any:
+            found = condition()
+            assert found or self.process.is_alive(), self.output()
+            return found
+
+        return wait_for(found_or_ended, "what the session should do", seconds, said=self.output, every_s=0.02)
 
 
 def _command(arguments: list[str], files: tuple[Path, Path], environment: dict[str, str], fault: Fault | None) -> None:
@@ -207,11 +208,7 @@ class RunningSweep:
         return records(self.folder, "trials")
 
     def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
-        deadline = time.monotonic() + seconds
-        while not (found := condition()):
-            assert time.monotonic() < deadline, self.output()
-            time.sleep(0.1)
-        return found
+        return wait_for(condition, "what the sweep should do", seconds, said=self.output)
 
     def processes(self, title: str = "") -> list[int]:
         """Ids of the live processes of this sweep, its Ray cluster included, with `title` in their command line."""

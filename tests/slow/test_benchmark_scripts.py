@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from background import running
 from PIL import Image
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -50,13 +51,15 @@ def test_roofline(tmp_path: Path) -> None:
 
 
 def test_loader_share(tmp_path: Path) -> None:
-    content = run("loader_share", "--variants", "cct_2_3x2_32", "--steps", "1", "--turns", "2", out=tmp_path / "loader")
+    content = run("loader_share", "--variants", "cct_2_3x2_32", "--steps", "1", "--turns", "5", out=tmp_path / "loader")
     plain, heavy = content["results"]
     assert 0 < plain["share"]["median"] < heavy["share"]["median"]
 
 
 def test_trial_memory(tmp_path: Path) -> None:
-    content = run("trial_memory", "--images", "2000", "--crews", "2", out=tmp_path / "memory")
+    stranger = [sys.executable, "-c", "import time; time.sleep(300)", "ray::crew: of another sweep"]
+    with running(stranger, tmp_path / "stranger.log", env={}):
+        content = run("trial_memory", "--images", "2000", "--crews", "2", out=tmp_path / "memory")
     first, second = content["results"]
     images_mib = 4000 * 3072 / 2**20
     for one in (first, second):

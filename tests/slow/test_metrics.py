@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
-from background import free_ports, running
+from background import free_ports, running, wait_for
 from ruamel.yaml import YAML
 from running_sweep import records, write_spec
 
@@ -103,15 +103,22 @@ def watched(tmp_path_factory: pytest.TempPathFactory, alone: Cli) -> Iterator[Wa
         for name, command in (("head", head), ("server", server)):
             stack.enter_context(running(command, folder / f"{name}.log", env=env))
         prometheus = Prometheus(f"127.0.0.1:{web}")
-        _wait_for(prometheus.healthy, folder)
+        _wait_for(prometheus.healthy, "the scrape of each source", folder)
         spec, run = write_spec(folder / "space.yaml", **SWEEP), folder / "run"
         done = alone("run", spec, "--out", run, "--address", f"127.0.0.1:{gcs}", env=env, timeout=200)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "metrics are not shown" not in done.stdout
         finalists = len(records(run, "finalists"))
-        _wait_for(lambda: _counts(prometheus, "finalists")["completed"] == finalists, folder)
+
+        def all_finalists() -> bool:
+            return _counts(prometheus, "finalists")["completed"] == finalists
+
+        def nothing_shown() -> bool:
+            return prometheus.get("query", query='{__name__=~"ray_lsmha_.*"}')["result"] == []
+
+        _wait_for(all_finalists, "the count of finalists", folder)
         # The driver is gone, and with it all that it showed.
-        _wait_for(lambda: prometheus.get("query", query='{__name__=~"ray_lsmha_.*"}')["result"] == [], folder)
+        _wait_for(nothing_shown, "the end of what the driver showed", folder)
         yield Watched(run, prometheus, f"http://127.0.0.1:{dashboard}", token)
 
 
@@ -216,14 +223,13 @@ def _settings(folder: Path, temporary: Path) -> Path:
     return folder / "prometheus.yml"
 
 
-def _wait_for(condition: Callable[[], bool], logs: Path, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            if condition():
-                return
-        except URLError:  # not there yet
-            pass
-        said = "\n".join(f"== {log}\n{log.read_text()}" for log in logs.glob("*.log"))
-        assert time.monotonic() < deadline, f"waited in vain\n{said}"
-        time.sleep(0.5)
+def _wait_for(condition: Callable[[], bool], what: str, logs: Path) -> None:
+    def met() -> bool:
+        with suppress(URLError):  # not there yet
+            return condition()
+        return False
+
+    def said() -> str:
+        return "\n".join(f"== {log}\n{log.read_text()}" for log in logs.glob("*.log"))
+
+    wait_for(met, what, 90, said=said, every_s=0.5)
