@@ -127,6 +127,7 @@ def main() -> None:
     parser.add_argument("--against", type=Path, help="JSON of an earlier time, to compare with")
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
+    other = json.loads(options.against.read_text()) if options.against else None
     latency = LatencyConfig(rounds=options.rounds, max_seconds=options.max_seconds)
     measured_at = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
     now = measure(latency, architectures(options.architectures), default_device())
@@ -134,12 +135,11 @@ def main() -> None:
     tables = []
     then: dict[str, Latency] = {}
     protocol = f"Batch 1, one thread, {options.rounds} rounds, measured at {measured_at} UTC"
-    if options.against:
-        content = json.loads(options.against.read_text())
-        then = {one["architecture"]: Latency(**one) for one in content["results"]["latencies"]}
+    if other is not None:
+        then = {one["architecture"]: Latency(**one) for one in other["results"]["latencies"]}
         found = compare(now, list(then.values()))
         results["agreement"] = [found]
-        protocol += f"; the other time: {content['protocol'].rpartition('measured at ')[2]}"
+        protocol += f"; the other time: {other['protocol'].rpartition('measured at ')[2]}"
         tables.append(_agreement_table(found))
     rows = [
         [one.architecture, _cell(one), _cell(then[one.architecture]) if one.architecture in then else "",

@@ -61,8 +61,8 @@ class Step:
         return self.arithmetic_ms / self.step_ms.median
 
 
-def saved_bytes(trainer: Trainer, batch: torch.Tensor) -> int:
-    """Bytes of distinct storage that autograd keeps, parameters left out."""
+def saved_bytes(trainer: Trainer) -> int:
+    """Bytes of distinct storage that autograd keeps of a step, parameters left out."""
     own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
     kept: dict[int, int] = {}
     alive = []
@@ -74,7 +74,7 @@ def saved_bytes(trainer: Trainer, batch: torch.Tensor) -> int:
             alive.append(tensor)  # or its place could be another one's
         return tensor
 
-    inputs, targets = trainer._inputs(batch)
+    inputs, targets = next(trainer._inputs())
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         with torch.autocast(trainer.device.type, dtype=torch.bfloat16, enabled=trainer.autocast_bf16):
             logits = trainer.model.train()(inputs)
@@ -103,7 +103,7 @@ def measure(variant: str, num_heads: int, *, batch_size: int, turns: int, device
     operations_per_s = 2 * size**3 / statistics.median(seconds["product"])
     bytes_per_s = 2 * len(source) / statistics.median(seconds["copy"])
     operations = 6 * model_cost(model).macs * batch_size
-    saved = saved_bytes(trainer, torch.arange(batch_size, device=trainer.images.device))
+    saved = saved_bytes(trainer)
     return Step(
         variant=variant,
         num_heads=num_heads,

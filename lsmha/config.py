@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from typing_extensions import Self
 
-RECIPE_VERSION = 4
+RECIPE_VERSION = 5
 """Raised by each change after which the same settings train differently: results of two versions do not mix."""
 
 AttentionKernel = Literal["materialised", "sdpa", "sdpa-padded", "sdpa-fp32"]
@@ -273,10 +273,10 @@ class LatencyConfig(Config):
     """Seconds of untimed iterations (at least 3 are made)."""
     min_iterations: int = Field(30, ge=3)
     """Fewest timed iterations."""
-    max_seconds: float = Field(3.0, gt=0)
+    max_seconds: float = Field(1.0, gt=0)
     """Time budget per batch size, in each process, once `min_iterations` are done."""
     search_seconds: float = Field(1.0, gt=0)
-    """That of the search, where `rounds` come later: nothing trains meanwhile."""
+    """At most that in the search, where `rounds` come later: nothing trains meanwhile."""
     target_spread: float = Field(0.03, gt=0)
     """Stop once the interquartile range is below this part of the median."""
 

@@ -45,7 +45,7 @@ class Report:
             self.write(stem)
 
     def write(self, stem: Path) -> None:
-        """Write `stem`.md and `stem`.json.
+        """Write `stem`.md and `stem`.json; a stem may end in either.
 
         Raises:
             OSError: There is no such folder, or the storage is full or read-only.
@@ -57,8 +57,9 @@ class Report:
             **_origin(),
             "results": {kind: [asdict(one) for one in found] for kind, found in self.results.items()},
         }
-        atomic_write_text(stem.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
-        atomic_write_text(stem.with_suffix(".md"), self.markdown())
+        name = stem.stem if stem.suffix in (".json", ".md") else stem.name
+        atomic_write_text(stem.with_name(f"{name}.json"), json.dumps(content, indent=1) + "\n")
+        atomic_write_text(stem.with_name(f"{name}.md"), self.markdown())
 
     def markdown(self) -> str:
         """The report for readers."""

@@ -31,6 +31,10 @@ def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float])
     return torch.addcmul(shift, images.float(), scale)
 
 
+PIXELS_AT_ONCE = 4 * 2**20
+"""Values of the images that RandAugment gets together, unless a batch has more."""
+
+
 class Augmentation:
     """Random changes to training batches, in this order: flip and translate, RandAugment, normalisation, random erasing
     (to the mean of the training pixels), mixup or cutmix.
@@ -56,7 +60,6 @@ class Augmentation:
 
             self._randaugment = RandAugment(config.randaugment_ops, config.randaugment_magnitude)
 
-    @torch.no_grad()
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Augment and normalise one batch.
 
@@ -68,11 +71,36 @@ class Augmentation:
             Images (B, C, H, W) float32, and targets: `labels` itself, or with mixup or cutmix the probabilities of
             the labels, (B, K) float32.
         """
+        return self.normalise_and_mix(self.distort(images), labels)
+
+    def batches_at_once(self, pixels: int) -> int:
+        """Of how many batches, each of so many values, `distort` had best get the images together.
+
+        RandAugment takes some hundred calls, for however many images; the rest takes few.
+        """
+        return max(1, PIXELS_AT_ONCE // pixels) if self._config.randaugment_ops else 1
+
+    @torch.no_grad()
+    def distort(self, images: torch.Tensor) -> torch.Tensor:
+        """Do what is done to the pixels of each image apart: flip and translate, RandAugment.
+
+        Args:
+            images: (B, C, H, W) uint8, of one batch or of several; not changed.
+
+        Returns:
+            (B, C, H, W) uint8.
+        """
         config = self._config
         if config.flip or config.translate:
             images = flip_and_translate(images, *self._draw_geometry(images))
         if config.randaugment_ops:
             images = self._randaugment(images)
+        return images
+
+    @torch.no_grad()
+    def normalise_and_mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Do the rest to the images (B, C, H, W) uint8 of one batch; takes and returns what a call does."""
+        config = self._config
         inputs = normalise(images, self._mean, self._std)
         if config.random_erasing:
             inputs = inputs.masked_fill(self._draw_erased(inputs), 0)

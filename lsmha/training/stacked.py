@@ -79,12 +79,13 @@ class StackedTrainer:
         noise = _Draws(self.device, *(trainer.config.seed for trainer in self.trainers), leader.epoch + 1)
         losses = torch.zeros(len(self.trainers), device=self.device)
         learning_rate = 0.0
-        for step, batches in enumerate(zip(*(trainer._batches() for trainer in self.trainers), strict=True)):
+        streams = [trainer._inputs() for trainer in self.trainers]
+        for step in range(leader.steps_per_epoch):
             learning_rate = leader._set_learning_rate(step)
             inputs, targets = [], []
-            for trainer, batch, own in zip(self.trainers, batches, draws, strict=True):
+            for stream, own in zip(streams, draws, strict=True):
                 with own.at_work():
-                    one_input, one_target = trainer._inputs(batch)
+                    one_input, one_target = next(stream)
                 inputs.append(one_input)
                 targets.append(one_target)
             with noise.at_work():

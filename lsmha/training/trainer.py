@@ -137,9 +137,9 @@ class Trainer:
         loss_sum = torch.zeros((), device=self.device)
         learning_rate = 0.0
         with seeded(self.device, self.config.seed, self.epoch + 1, self.rank):
-            for step, batch in enumerate(self._batches()):
+            for step, (inputs, targets) in enumerate(self._inputs()):
                 learning_rate = self._set_learning_rate(step)
-                loss_sum += self._train_step(batch)
+                loss_sum += self._train_step(inputs, targets)
         return self._end_epoch(loss_sum / self.steps_per_epoch, learning_rate, started)
 
     def _end_epoch(self, loss: Tensor, learning_rate: float, started: float) -> EpochMetrics:
@@ -269,22 +269,28 @@ class Trainer:
         if self._ema is not None:
             self.evaluated_model.use_kernels(plan.attention)
 
-    def _batches(self) -> Iterator[Tensor]:
-        """Indices of this rank's share of each global batch; the order depends on seed and epoch, not on the ranks."""
+    def _batches(self) -> Tensor:
+        """Indices (steps, B) of this rank's share of each global batch of the epoch.
+
+        The order depends on seed and epoch, not on the ranks.
+        """
         generator = torch.Generator().manual_seed(_mix_seeds(self.config.seed, self.epoch + 1))
         order = torch.randperm(len(self.dataset.train), generator=generator).to(self.images.device)
-        batch_size = self.config.batch_size
-        for step in range(self.steps_per_epoch):
-            yield order[step * batch_size + self.rank : (step + 1) * batch_size : self.world_size]
+        whole = order[: self.steps_per_epoch * self.config.batch_size].view(self.steps_per_epoch, -1)
+        return whole[:, self.rank :: self.world_size]
 
-    def _inputs(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Augmented images and targets of a batch of indices."""
-        images = self.images[batch].to(self.device, non_blocking=True)
-        labels = self.labels[batch].to(self.device, non_blocking=True)
-        return self.augment(images, labels)
+    def _inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented images and targets of each batch of the epoch."""
+        batches = self._batches()
+        pixels = batches.shape[1] * self.images[0].numel()
+        for some in batches.split(self.augment.batches_at_once(pixels)):
+            images = self.images[some].to(self.device, non_blocking=True)
+            labels = self.labels[some].to(self.device, non_blocking=True)
+            distorted = self.augment.distort(images.flatten(0, 1)).view_as(images)
+            for one in zip(distorted, labels, strict=True):
+                yield self.augment.normalise_and_mix(*one)
 
-    def _train_step(self, batch: Tensor) -> Tensor:
-        inputs, targets = self._inputs(batch)
+    def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self._forward is None:
             self._forward = self._forward_for(inputs)
         # A CUDA graph has its own casts of the weights: none are remembered outside it.

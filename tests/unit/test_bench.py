@@ -99,7 +99,8 @@ class _Found:
     ratio: Spread
 
 
-def test_a_report_is_for_readers_and_programs(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("stem", "name"), [("race", "race"), ("race.json", "race"), ("race-0.5", "race-0.5")])
+def test_a_report_is_for_readers_and_programs(stem: str, name: str, tmp_path: Path) -> None:
     found = _Found("fast", Spread.of([1.0, 3.0, 2.0]))
     report = Report(
         title="A race",
@@ -108,14 +109,14 @@ def test_a_report_is_for_readers_and_programs(tmp_path: Path) -> None:
         tables=[Table(["name", "ratio"], [["fast", found.ratio.format(".1f")]])],
         results={"found": [found]},
     )
-    report.write(tmp_path / "race")
-    content = json.loads((tmp_path / "race.json").read_text())
+    report.write(tmp_path / stem)
+    content = json.loads((tmp_path / f"{name}.json").read_text())
     assert content["results"] == {
         "found": [{"name": "fast", "ratio": {"median": 2.0, "low": 1.0, "high": 3.0, "n": 3}}]
     }
     installed = version("torch")
     assert content["versions"]["torch"] == installed
-    lines = (tmp_path / "race.md").read_text().splitlines()
+    lines = (tmp_path / f"{name}.md").read_text().splitlines()
     assert lines[0] == "# A race"
     assert lines[-3:] == ["| name | ratio |", "| --- | --- |", "| fast | 2.0 (1.0 to 3.0) |"]
     assert any(f"torch {installed}" in line for line in lines)

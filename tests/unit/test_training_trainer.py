@@ -14,6 +14,7 @@ from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_dataset, tiny_mod
 from torch import Tensor
 from torch.nn import functional as F
 
+from lsmha.config import AugmentConfig
 from lsmha.data import Dataset, normalise
 from lsmha.training import DivergenceError, Trainer, evaluate, train
 from lsmha.training.optimization import learning_rate_at
@@ -185,6 +186,22 @@ def test_ranks_partition_each_global_batch(world_size: int, tiny: Dataset) -> No
         parts = [share[step] for share in shares]
         assert {len(part) for part in parts} == {16 // world_size}
         assert sorted(chain(*parts)) == sorted(batch)
+
+
+@pytest.mark.parametrize("pixels_at_once", [1, 2 * 16 * 8 * 8 * 3, 1 << 22], ids=["batch", "two batches", "epoch"])
+def test_what_is_distorted_together_comes_in_the_batches_of_the_epoch(
+    pixels_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lsmha.data.augmentation.PIXELS_AT_ONCE", pixels_at_once)
+    dataset = tiny_dataset(images=53)
+    # RandAugment leaves an image of one level as it is, at no strength.
+    dataset.train.images[:] = torch.arange(53, dtype=torch.uint8).view(-1, 1, 1, 1)
+    trainer = _trainer(dataset, augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=0))
+    found = list(trainer._inputs())
+    assert len(found) == 3
+    for (inputs, targets), batch in zip(found, trainer._batches(), strict=True):
+        assert torch.equal(inputs, normalise(dataset.train.images[batch], dataset.mean, dataset.std))
+        assert torch.equal(targets, dataset.train.labels[batch])
 
 
 # Refusals
