@@ -74,7 +74,7 @@ def main() -> None:
     restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
-    parser.add_argument("--steps", type=int, default=8, help="steps of an epoch")
+    parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
