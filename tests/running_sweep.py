@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optuna
+import psutil
 from background import wait_for
 from faults import Fault
 from optuna.storages import JournalStorage
@@ -265,21 +267,10 @@ def flip_bit(file: Path, seed: int) -> None:
 def own_processes(title: str) -> list[int]:
     """Ids of the live processes with that in their title that this process, or a child of it, started."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if title.encode() in (process / "cmdline").read_bytes() and os.getpid() in _ancestors(int(process.name)):
-                found.append(int(process.name))
-        except OSError:
-            continue
-    return found
-
-
-def _ancestors(process: int) -> list[int]:
-    found = []
-    while process > 1:
-        # The name, in parentheses, may hold anything.
-        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-        found.append(process)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if title in " ".join(process.cmdline()):
+                found.append(process.pid)
     return found
 
 
