@@ -27,6 +27,10 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number
 
 
+_held_back: list[int] | None = None
+"""Signals that wait for the end of an `interrupts_held_back` block; None outside of one."""
+
+
 @contextmanager
 def interrupts_as_exceptions(
     *, when_stuck: Callable[[Interrupted], None] = lambda _: None, grace_s: float = 10
@@ -42,7 +46,9 @@ def interrupts_as_exceptions(
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        raise Interrupted(number)
+        if _held_back is None:
+            raise Interrupted(number)
+        _held_back.append(number)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     # The interpreter writes a signal's number to this pipe at once, whatever the main thread is doing.
@@ -80,3 +86,23 @@ def interrupts_as_exceptions(
         os.close(writer)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_held_back() -> Iterator[None]:
+    """Have `Interrupted` raised behind the block instead of within it: what the block does is done whole.
+
+    Only the main thread can be interrupted: in another one this changes nothing. A process that is stuck in the block
+    ends as it does elsewhere.
+    """
+    global _held_back
+    if threading.current_thread() is not threading.main_thread() or _held_back is not None:
+        yield
+        return
+    waiting = _held_back = []
+    try:
+        yield
+    finally:
+        _held_back = None
+        if waiting:
+            raise Interrupted(waiting[0])

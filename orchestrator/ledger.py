@@ -16,6 +16,7 @@ from lsmha.tables import write_table
 from orchestrator.errors import UserError
 from orchestrator.front import choose_front
 from orchestrator.identity import key_of
+from orchestrator.interrupts import interrupts_held_back
 from orchestrator.output_folder import check_new_folder
 from orchestrator.ownership import check_owned
 from orchestrator.record_files import Record, read_records, record_path, write_record
@@ -237,8 +238,9 @@ class Ledger:
     def _add(self, kind: str, name: str, key: str, content: dict[str, Any], *, replace: bool = False) -> None:
         check_owned(self.folder)
         folder = self.folder / "records" / kind
-        write_record(folder, name, key, content, replace=replace)
-        self._take(kind, Record(name, key, content))
+        with interrupts_held_back():  # what is on disk is known here, too: it ends in the tables and is counted
+            write_record(folder, name, key, content, replace=replace)
+            self._take(kind, Record(name, key, content))
 
     def _take(self, kind: str, record: Record) -> None:
         """Know what a record says."""

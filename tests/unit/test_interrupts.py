@@ -7,11 +7,12 @@ import pty
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions, interrupts_held_back
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -19,7 +20,7 @@ def test_a_signal_is_an_exception_and_the_handlers_come_back(number: signal.Sign
     before = signal.getsignal(number)
     script = f"""
 import os, signal
-from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions, interrupts_held_back
 before = signal.getsignal({int(number)})
 try:
     with interrupts_as_exceptions():
@@ -36,12 +37,32 @@ except Interrupted as interrupted:
     assert signal.getsignal(number) == before
 
 
+@pytest.mark.parametrize("error", [None, OSError("full")], ids=["done", "failed"])
+def test_a_signal_that_is_held_back_comes_behind_the_block(error: Exception | None) -> None:
+    done = []
+
+    def work() -> None:
+        with interrupts_held_back():
+            with interrupts_held_back():
+                signal.raise_signal(signal.SIGTERM)
+            done.append("all of it")
+            if error:
+                raise error
+        done.append("more")
+
+    with pytest.raises(Interrupted, match="SIGTERM"), interrupts_as_exceptions():
+        work()
+    assert done == ["all of it"]
+    with pytest.raises(Interrupted, match="SIGINT"), interrupts_as_exceptions():
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_a_main_thread_that_is_stuck_is_left(tmp_path: Path) -> None:
     # Another handler in the main thread stands for code that never returns to the interpreter.
     script = """
 import os, signal, sys, time
 from pathlib import Path
-from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions, interrupts_held_back
 with interrupts_as_exceptions(when_stuck=lambda who: Path(sys.argv[1]).write_text(str(who)), grace_s=0.2):
     signal.signal(signal.SIGTERM, lambda number, frame: time.sleep(50))
     os.kill(os.getpid(), signal.SIGTERM)
@@ -51,12 +72,31 @@ with interrupts_as_exceptions(when_stuck=lambda who: Path(sys.argv[1]).write_tex
     assert said.read_text() == "SIGTERM"
 
 
+def test_other_threads_hold_nothing_back() -> None:
+    held, interrupted = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with interrupts_held_back():
+            held.set()
+            interrupted.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(30)
+    try:
+        with pytest.raises(Interrupted), interrupts_as_exceptions():
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        interrupted.set()
+        thread.join()
+
+
 @pytest.mark.parametrize(("first", "second"), [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGINT", "SIGTERM")])
 def test_a_second_signal_ends_the_process_at_once(tmp_path: Path, first: str, second: str) -> None:
     script = f"""
 import os, signal, sys, time
 from pathlib import Path
-from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions, interrupts_held_back
 unwound = Path(sys.argv[1])
 with interrupts_as_exceptions(when_stuck=lambda _: unwound.write_text("stuck"), grace_s=50):
     try:

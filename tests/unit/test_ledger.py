@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from conftest import snapshot
 
 from orchestrator.errors import UserError
 from orchestrator.identity import key_of
+from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
 from orchestrator.ledger import Ledger
+from orchestrator.record_files import write_record
 from orchestrator.records import Origin, TrialRecord, Wave, finalist_id, trial_id
 from orchestrator.sweep_config import SweepConfig
 
@@ -95,6 +98,19 @@ def test_records_survive(ledger: Ledger) -> None:
     assert loaded.finalists == ledger.finalists
     assert loaded.latencies == ledger.latencies
     assert loaded.front() == ledger.front()
+
+
+def test_a_record_that_is_written_when_a_signal_comes_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = begun(tmp_path / "run")
+
+    def write_and_be_interrupted(*arguments: Any, **options: Any) -> None:
+        write_record(*arguments, **options)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("orchestrator.ledger.write_record", write_and_be_interrupted)
+    with pytest.raises(Interrupted), interrupts_as_exceptions():
+        ledger.add_trial(trial(0, 0.9, 3.0))
+    assert ledger.trials == Ledger.load(ledger.folder).trials == [trial(0, 0.9, 3.0)]
 
 
 def test_a_record_that_is_damaged_is_named(ledger: Ledger) -> None:
