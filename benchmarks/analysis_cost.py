@@ -28,9 +28,9 @@ from lsmha.bench.random_data import random_dataset
 from lsmha.bench.turns import in_turns, ratios
 from lsmha.config import AnalysisConfig, AugmentConfig, ModelConfig, ReadoutConfig
 from lsmha.data import Dataset
-from lsmha.hardware import device_name
+from lsmha.devices.hardware import device_name
+from lsmha.devices.stopwatch import seconds_of
 from lsmha.models import CCT
-from lsmha.stopwatch import seconds_of
 from lsmha.training import evaluate
 
 LABELS = 100

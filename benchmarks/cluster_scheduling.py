@@ -3,7 +3,7 @@
     python benchmarks/cluster_scheduling.py --out benchmarks/cluster_scheduling.md
 
 The hosts are namespaces of this machine with an sshd each (`tests/cluster_hosts.py`), made a cluster by `ray up
-cluster.local.yaml`; each claims 50 CPUs. The driver runs on the head: `orchestrator.crews.Crews`, its board and its
+cluster.local.yaml`; each claims 50 CPUs. The driver runs on the head: the worker pool, its job queue and its
 events are the product's own, only what a crew does with a job is replaced, in a process that never imports torch (200
 of those would not fit into one machine's memory). Needs root, as the hosts do.
 
@@ -83,10 +83,10 @@ def drive() -> None:
     import ray
 
     from lsmha.config import ModelConfig, TrainConfig
-    from orchestrator import crews
-    from orchestrator.cluster import connect
-    from orchestrator.sweep_config import ResourcesConfig
-    from orchestrator.trial import TrialJob
+    from orchestrator.cluster.connect import connect
+    from orchestrator.config.sweep import ResourcesConfig
+    from orchestrator.execution import worker_pool as crews
+    from orchestrator.execution.worker import TrialJob
 
     def jobs(title: str, number: int) -> list[TrialJob]:
         return [TrialJob(f"{title}{index}", ModelConfig(), TrainConfig(), Path("/nowhere")) for index in range(number)]
@@ -189,7 +189,7 @@ def main() -> None:
         return
     import torch
 
-    from lsmha.hardware import device_name
+    from lsmha.devices.hardware import device_name
 
     cpu = device_name(torch.device("cpu"))
     measured = measure()

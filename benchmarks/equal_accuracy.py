@@ -23,8 +23,8 @@ from lsmha.bench.peers import vit_pytorch_cct
 from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset, load_dataset
-from lsmha.environment import restart_with_environment
-from lsmha.hardware import default_device
+from lsmha.devices.environment import restart_with_environment
+from lsmha.devices.hardware import default_device
 from lsmha.models import VARIANTS
 from lsmha.training import evaluate, train
 from lsmha.training.optimization import build_optimizer, learning_rate_at

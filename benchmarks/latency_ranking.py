@@ -23,8 +23,8 @@ from scipy.stats import kendalltau
 
 from lsmha.bench.report import Report, Table
 from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.environment import restart_with_environment
-from lsmha.hardware import default_device
+from lsmha.devices.environment import restart_with_environment
+from lsmha.devices.hardware import default_device
 from lsmha.latency import Round, in_rounds, measure_round
 
 SHAPES = [

@@ -24,10 +24,10 @@ from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
 from lsmha.bench.turns import Spread, in_turns
 from lsmha.config import ModelConfig, TrainConfig
-from lsmha.environment import restart_with_environment
-from lsmha.hardware import default_device
+from lsmha.devices.environment import restart_with_environment
+from lsmha.devices.hardware import default_device
+from lsmha.devices.stopwatch import seconds_of
 from lsmha.models import VARIANTS, model_cost
-from lsmha.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 

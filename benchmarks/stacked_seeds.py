@@ -18,8 +18,8 @@ from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
 from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import AugmentConfig, TrainConfig
-from lsmha.environment import restart_with_environment
-from lsmha.hardware import default_device
+from lsmha.devices.environment import restart_with_environment
+from lsmha.devices.hardware import default_device
 from lsmha.models import VARIANTS
 from lsmha.training import EpochMetrics, StackedTrainer, Trainer
 

@@ -66,7 +66,7 @@ class ArraysWithoutTraining(dict[str, Any]):
 
 
 def _arrays_in_worker(arrays: dict[str, Any]) -> dict[str, Any]:
-    from orchestrator import trial
+    from orchestrator.execution import worker as trial
 
     def no_training(job: Any, dataset: Any, *, device: Any, threads: int, tell: Any) -> dict[str, Any]:
         import math
@@ -111,7 +111,7 @@ def drive(arguments: list[str], profile: Path | None, trials: int) -> None:
 
 def _profile_stretches(folder: Path, wanted: dict[str, tuple[int, int]]) -> None:
     """Profile the driver's main thread from the proposal of one trial to that of another, for each of two stretches."""
-    from orchestrator.ledger import Ledger
+    from orchestrator.run_folder.ledger import Ledger
 
     add_wave = Ledger.add_wave
     profiles = {name: cProfile.Profile() for name in wanted}
@@ -365,7 +365,7 @@ def main() -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from lsmha.hardware import device_name
+    from lsmha.devices.hardware import device_name
 
     if options.quick:
         options.trials = 80

@@ -22,16 +22,16 @@ from typing import Any
 
 import psutil
 
-from orchestrator.cluster import connect  # isort: skip - it sets what Ray reads when it is imported
+from orchestrator.cluster.connect import connect  # isort: skip - it sets what Ray reads when it is imported
 import ray
 
 from lsmha.bench.random_data import random_dataset
 from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.models import VARIANTS
-from orchestrator.crews import Crews
-from orchestrator.sweep_config import ResourcesConfig
-from orchestrator.trial import TrialJob
+from orchestrator.config.sweep import ResourcesConfig
+from orchestrator.execution.worker import TrialJob
+from orchestrator.execution.worker_pool import Crews
 
 IMPORTS = "import torch; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
 

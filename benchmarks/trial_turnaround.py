@@ -7,7 +7,7 @@ trial at a time. The last evaluation and checkpoint of the one trial, and the fi
 other, are in it. All ways train the same networks on the same images by the same loop, on one local Ray cluster of
 2 CPUs, and take turns:
 
-- ours: `orchestrator.crews.Crews`, in waves as in a sweep. Each wave is a crew: within it, jobs follow one another;
+- ours: the worker pool, in waves as in a sweep. Each wave is a crew: within it, jobs follow one another;
   from wave to wave a new crew takes over.
 - Train in Tune, as Ray documents it: a Tune trainable that runs a `TorchTrainer` with `TuneReportCallback`.
 - Tune alone: a function trainable with `reuse_actors=True`, for information.
@@ -29,7 +29,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster import WORKER_ENVIRONMENT  # isort: skip - it sets what Ray reads when it is imported
+from orchestrator.cluster.connect import WORKER_ENVIRONMENT  # isort: skip - it sets what Ray reads when it is imported
 
 import ray
 import ray.train
@@ -41,12 +41,12 @@ from rich.markdown import Markdown
 
 from lsmha.config import DataConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset, load_dataset
-from lsmha.hardware import device_name
+from lsmha.devices.hardware import device_name
 from lsmha.training import train
 from lsmha.training.checkpoints import remove_checkpoint
-from orchestrator.crews import Crews
-from orchestrator.sweep_config import ResourcesConfig
-from orchestrator.trial import TrialJob
+from orchestrator.config.sweep import ResourcesConfig
+from orchestrator.execution.worker import TrialJob
+from orchestrator.execution.worker_pool import Crews
 
 BOUNDS = {"one worker": 0.3, "DDP, 2 workers": 5.0}
 RATIO_BOUND = 40
@@ -74,7 +74,7 @@ class ArraysThatStamp(dict[str, Any]):
 
 
 def _arrays_in_worker(arrays: dict[str, Any], folder: str) -> dict[str, Any]:
-    from orchestrator import trial
+    from orchestrator.execution import worker as trial
 
     run_job = trial.run_job
     if not hasattr(run_job, "stamps"):
@@ -387,7 +387,7 @@ def main() -> None:
     gpu, gpus = min(options.gpus, 1), (2 if options.gpus > 1 else 0)
     with tempfile.TemporaryDirectory(prefix="turnaround-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
-        # As orchestrator.cluster.connect, but of so many CPUs wherever it runs.
+        # As orchestrator.cluster.connect.connect, but of so many CPUs wherever it runs.
         ray.init(
             address="local",
             num_cpus=2,

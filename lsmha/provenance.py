@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import torch
 
-from lsmha.hardware import device_name
+from lsmha.devices.hardware import device_name
 
 _PACKAGES = ("lsmha-sweep", "torch", "torchvision", "ray", "optuna", "numpy", "pandas", "pyarrow", "moocore")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from orchestrator.errors import UserError, describe_validation_error, print_error
 from orchestrator.interrupts import Interrupted
-from orchestrator.locations import location
+from orchestrator.run_folder.location import location
 from orchestrator.storage_errors import StorageError, describe_storage_error, storage_error_in
 
 # Typer imports click or brings a copy of it, by version.
@@ -64,12 +64,12 @@ def run(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
-    from orchestrator.sweep_yaml import load_sweep_config
+    from orchestrator.config.yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
     # After that: what is wrong in a file need not wait for torch and Ray to load.
-    from orchestrator.plan import show_plan
-    from orchestrator.run import run_sweep
+    from orchestrator.commands.dry_run import show_plan
+    from orchestrator.commands.run import run_sweep
 
     console = Console()
     if dry_run:
@@ -91,13 +91,13 @@ def resume(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Go on with a run that was interrupted, or let it grow: more trials, more time, further finalists or seeds."""
-    from orchestrator.ledger import check_run
-    from orchestrator.sweep_yaml import load_sweep_config
+    from orchestrator.config.yaml import load_sweep_config
+    from orchestrator.run_folder.ledger import check_run
 
     folder = location(run)
     check_run(folder)
     config = load_sweep_config(folder / "config.yaml", set_)
-    from orchestrator.run import run_sweep
+    from orchestrator.commands.run import run_sweep
 
     raise typer.Exit(run_sweep(config, folder.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
 
@@ -105,7 +105,7 @@ def resume(
 @app.command(epilog="Example: lsmha-sweep repair runs/quickstart")
 def repair(run: RunArgument) -> None:
     """Check a run's files, set aside what is damaged, and make tables, study and plot again from the records."""
-    from orchestrator.repair import repair_run
+    from orchestrator.commands.repair import repair_run
 
     repair_run(location(run).absolute(), Console())
 
@@ -113,8 +113,8 @@ def repair(run: RunArgument) -> None:
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
 def validate(space: SpaceArgument, set_: SetOption = None) -> None:
     """Check a sweep's YAML and count its configurations, without touching data or cluster."""
-    from orchestrator.search import build_space, build_study
-    from orchestrator.sweep_yaml import load_sweep_config
+    from orchestrator.config.yaml import load_sweep_config
+    from orchestrator.search.build import build_space, build_study
 
     config = load_sweep_config(space, set_)
     built = build_space(config)
@@ -126,7 +126,7 @@ def validate(space: SpaceArgument, set_: SetOption = None) -> None:
 @app.command(epilog="Example: lsmha-sweep schema > sweep.schema.json")
 def schema() -> None:
     """Print the JSON schema of a sweep's YAML, for editors."""
-    from orchestrator.sweep_config import sweep_schema
+    from orchestrator.config.sweep import sweep_schema
 
     typer.echo(json.dumps(sweep_schema(), indent=2))
 
@@ -134,7 +134,7 @@ def schema() -> None:
 @app.command(epilog="Example: lsmha-sweep status runs/quickstart")
 def status(run: RunArgument) -> None:
     """Say how far a run is, while it runs or after."""
-    from orchestrator.status import show_status
+    from orchestrator.commands.status import show_status
 
     show_status(location(run), Console())
 
@@ -142,8 +142,8 @@ def status(run: RunArgument) -> None:
 @app.command(epilog="Example: lsmha-sweep front runs/quickstart")
 def front(run: RunArgument) -> None:
     """Print the Pareto front and the finalists of a run."""
-    from orchestrator.ledger import Ledger
-    from orchestrator.report import show_results
+    from orchestrator.reporting.report import show_results
+    from orchestrator.run_folder.ledger import Ledger
 
     show_results(Ledger.load(location(run)), Console())
 
@@ -167,7 +167,7 @@ def train(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Train and test one network through Ray Train, without a search."""
-    from orchestrator.single import train_one
+    from orchestrator.commands.train import train_one
 
     settings = {"data.name": data, "train.epochs": epochs, "train.seed": seed}
     if data_path is not None:
@@ -197,7 +197,7 @@ def latency(
     rounds: Annotated[int, typer.Option(help="Fresh processes for each network, taken in turns.")] = 3,
 ) -> None:
     """Measure inference latency of a variant on this machine; keep it idle meanwhile (see docs/latency.md)."""
-    from orchestrator.latency_table import show_latencies
+    from orchestrator.commands.latency import show_latencies
 
     show_latencies(
         variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
@@ -225,7 +225,7 @@ def analyze(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Read out of trained networks what each head, node and filter recognises, and how clearly."""
-    from orchestrator.analyze import analyze_checkpoint, analyze_run
+    from orchestrator.commands.analyze import analyze_checkpoint, analyze_run
 
     network = location(target, field="RUN|CHECKPOINT")
     if (network / "config.yaml").is_file():
@@ -257,7 +257,7 @@ def committee(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Form committees of the finalists from their stored logits, and say what they gain."""
-    from orchestrator.committee import show_committees
+    from orchestrator.commands.committee import show_committees
 
     folders, folder = [location(run) for run in runs], None if out is None else location(out, field="--out")
     raise typer.Exit(show_committees(folders, folder, Console(), quiet=quiet))
@@ -277,7 +277,7 @@ def prune(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Prune finalists by what their units recognise, retrain them, and compare with random pruning as sparse."""
-    from orchestrator.prune import prune_run
+    from orchestrator.commands.prune import prune_run
 
     raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], Console(), address=address, quiet=quiet))
 
@@ -298,7 +298,7 @@ def bench(
 
     Takes some minutes; keep the machine idle meanwhile.
     """
-    from orchestrator.training_bench import bench_training
+    from orchestrator.commands.bench import bench_training
 
     bench_training(
         variants.split(","), Console(), batch_size=batch_size, turns=turns, device=device, with_timm=timm,

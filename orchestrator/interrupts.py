@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
-from orchestrator.ending_process import end_at_once, end_process
+from orchestrator.process_exit import end_at_once, end_process
 
 
 class Interrupted(BaseException):

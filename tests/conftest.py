@@ -70,7 +70,7 @@ def space_file() -> SpaceFile:
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """Address of a cluster of 2 CPUs that this process keeps for all tests of the session."""
-    import orchestrator.cluster  # noqa: F401  # sets what Ray reads when it is imported
+    import orchestrator.cluster.connect  # noqa: F401  # sets what Ray reads when it is imported
 
     import ray  # isort: skip
 

@@ -45,9 +45,9 @@ class Fault:
         # Workers get this module as it is, since they cannot import it.
         ray.cloudpickle.register_pickle_by_value(importlib.import_module(__name__))
         for module, function in (
-            ("orchestrator.trial", "_work_alone"),
-            ("orchestrator.trial", "_work_as_rank"),
-            ("orchestrator.ray_tasks", "_do"),
+            ("orchestrator.execution.worker", "_work_alone"),
+            ("orchestrator.execution.worker", "_work_as_rank"),
+            ("orchestrator.execution.tasks", "_do"),
         ):
             setattr(importlib.import_module(module), function, _struck(self, module, function, os.getpid()))
         self._install(driver=os.getpid())
@@ -112,7 +112,7 @@ def _install_kill(kill: Kill, driver: int) -> None:
 
 
 def _spoil_metrics(spoilt: Mapping[str, Spoilt]) -> None:
-    trial = importlib.import_module("orchestrator.trial")
+    trial = importlib.import_module("orchestrator.execution.worker")
     run_job = trial.run_job
 
     def run_job_and_spoil(job: Any, dataset: Any, *, tell: Callable[[str, Any], None], **how: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from moto.backends import get_backend
 from moto.server import ThreadedMotoServer
 
-from lsmha.paths import path_of
+from lsmha.io.paths import path_of
 
 BUCKET = "sweeps"
 

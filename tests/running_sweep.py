@@ -26,9 +26,9 @@ from ruamel.yaml import YAML
 from safetensors.torch import load_file
 from tiny_data import assert_same_bits
 
-from lsmha.checksums import check_seal
-from lsmha.tables import read_table
-from orchestrator.record_files import Record, read_record
+from lsmha.io.checksums import check_seal
+from lsmha.io.tables import read_table
+from orchestrator.run_folder.record_files import Record, read_record
 
 SWEEP = {
     "name": "faults",
@@ -56,7 +56,9 @@ WITH_FINALISTS = {"finalists": {"max_finalists": 2, "seeds": [0]}}
 """Sections for SWEEP that let it go through all stages."""
 
 _forkserver = multiprocessing.get_context("forkserver")
-_forkserver.set_forkserver_preload(["orchestrator.run", "orchestrator.repair", "orchestrator.status"])
+_forkserver.set_forkserver_preload(
+    ["orchestrator.commands.run", "orchestrator.commands.repair", "orchestrator.commands.status"]
+)
 
 
 class Reference(NamedTuple):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
-from lsmha.atomic import atomic_path
+from lsmha.io.atomic import atomic_path
 
 MAX_HEADS_SHOWN = 8
 

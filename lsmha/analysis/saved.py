@@ -13,9 +13,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
-from lsmha.atomic import atomic_write_text
-from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
-from lsmha.tables import write_table
+from lsmha.io.atomic import atomic_write_text
+from lsmha.io.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
+from lsmha.io.tables import write_table
 
 
 def save_analysis(analysis: Analysis, folder: Path) -> None:

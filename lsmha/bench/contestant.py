@@ -18,7 +18,7 @@ import torch
 
 from lsmha.bench.loops import LoopName, build_loop
 from lsmha.config import ModelConfig, TrainConfig
-from lsmha.environment import ALLOCATOR_ENVIRONMENT
+from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
 
 
 @dataclass(frozen=True)

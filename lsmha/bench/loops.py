@@ -13,7 +13,7 @@ from lsmha.bench.peers import timm_adamw, timm_loader, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset, normalise
-from lsmha.stopwatch import seconds_of
+from lsmha.devices.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 LoopName = Literal["lsmha", "vit-pytorch", "timm", "timm, resident"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from lsmha.atomic import atomic_write_text
+from lsmha.io.atomic import atomic_write_text
 from lsmha.provenance import git_revision, hardware, versions
 
 

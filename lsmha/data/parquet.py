@@ -18,7 +18,7 @@ import torch
 from lsmha.config import DataConfig
 from lsmha.data.decoding import Progress, decode_images
 from lsmha.data.images import DataError, LabeledImages
-from lsmha.paths import is_remote, path_of
+from lsmha.io.paths import is_remote, path_of
 
 ROWS_PER_BATCH = 1024
 """Rows whose encoded images are held as Python objects at a time."""
@@ -149,7 +149,7 @@ def _open(file: Any) -> pq.ParquetFile:
 def _readable(file: Path) -> Iterator[None]:
     try:
         if is_remote(file):
-            from lsmha.object_store import store_errors
+            from lsmha.io.object_store import store_errors
 
             with store_errors(file):
                 yield

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from lsmha.compute_plan import fastest_inference
 from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.hardware import device_name
+from lsmha.devices.compute_plan import fastest_inference
+from lsmha.devices.hardware import device_name
+from lsmha.devices.stopwatch import seconds_of
 from lsmha.latency.foreign_load import ForeignLoad
 from lsmha.models.attention import AttentionKernels, kernel_name
 from lsmha.models.cct import CCT
-from lsmha.stopwatch import seconds_of
 
 BLOCK_S = 0.5
 """Passes count, or do not, in blocks of this length: long enough to see what else the machine does meanwhile."""

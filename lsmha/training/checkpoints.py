@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from lsmha.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
-from lsmha.paths import is_remote
+from lsmha.io.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
+from lsmha.io.paths import is_remote
 
 _HEADER = f"{UNSEALED}\n".encode()
 

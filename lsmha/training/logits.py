@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, device
 
-from lsmha.checksums import UNSEALED, DamagedFileError, sealed, write_sealed
 from lsmha.data import Dataset, LabeledImages
+from lsmha.io.checksums import UNSEALED, DamagedFileError, sealed, write_sealed
 from lsmha.models import CCT
 from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
 

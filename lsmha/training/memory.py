@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from lsmha.compute_plan import ComputePlan, ways_to_train
 from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
+from lsmha.devices.compute_plan import ComputePlan, ways_to_train
 from lsmha.models.attention import AttentionKernels
 from lsmha.models.cct import CCT
 from lsmha.training.optimization import build_optimizer

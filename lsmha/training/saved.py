@@ -12,11 +12,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lsmha.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.io.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
+from lsmha.io.paths import is_remote
 from lsmha.models import CCT, from_compact_transformers
-from lsmha.paths import is_remote
 
 
 def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:

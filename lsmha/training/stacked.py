@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.paths import as_path
+from lsmha.io.paths import as_path
 from lsmha.training.checkpoints import good_states
 from lsmha.training.optimization import build_optimizer
 from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, seeded

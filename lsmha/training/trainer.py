@@ -21,12 +21,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lsmha.checksums import DamagedFileError
-from lsmha.compute_plan import ComputePlan, plan_training
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset
+from lsmha.devices.compute_plan import ComputePlan, plan_training
+from lsmha.io.checksums import DamagedFileError
+from lsmha.io.paths import as_path
 from lsmha.models import CCT, create_model
-from lsmha.paths import as_path
 from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
 from lsmha.training.forward import Forward, training_forward

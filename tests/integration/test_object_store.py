@@ -21,9 +21,9 @@ from running_sweep import Sweep, assert_nothing_lost, assert_refused, write_spec
 
 from lsmha.config import DataConfig
 from lsmha.data import DataError, load_dataset
-from lsmha.paths import path_of
+from lsmha.io.paths import path_of
 from orchestrator.cli import main
-from orchestrator.lease import LEASE_S
+from orchestrator.run_folder.lease import LEASE_S
 
 Here = Callable[..., tuple[int, str, str]]
 
@@ -64,7 +64,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 CLUSTER = """
 import sys
-import orchestrator.cluster
+import orchestrator.cluster.connect
 import ray
 context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
 print(context.address_info["gcs_address"], flush=True)

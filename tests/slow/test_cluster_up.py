@@ -23,8 +23,8 @@ from ray_up import Cluster, prepare_installation
 from ruamel.yaml import YAML
 from running_sweep import SWEEP
 
-from lsmha.paths import path_of
-from lsmha.tables import read_table
+from lsmha.io.paths import path_of
+from lsmha.io.tables import read_table
 
 pytestmark = [
     pytest.mark.skipif(why_not() is not None, reason=str(why_not())),

@@ -19,7 +19,7 @@ from running_sweep import (
     table,
 )
 
-from lsmha.checksums import DamagedFileError
+from lsmha.io.checksums import DamagedFileError
 
 LONG = {
     "train": {"epochs": 40, "batch_size": 20, "precision": "fp32"},

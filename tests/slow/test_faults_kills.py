@@ -11,7 +11,7 @@ import pytest
 from faults import Fault, Kill, Phase
 from running_sweep import WITH_FINALISTS, Reference, Sweep, assert_nothing_lost
 
-from orchestrator.ledger import remove_abandoned
+from orchestrator.run_folder.ledger import remove_abandoned
 
 SEARCH_FILES = {
     "settings": r"/run/config\.yaml$",

@@ -17,7 +17,7 @@ from lsmha.analysis.saved import block_rows, load_fields, save_analysis
 from lsmha.config import AnalysisConfig
 from lsmha.models import CCT
 from lsmha.training import train
-from orchestrator.analysis_report import analysis_table, main_rows
+from orchestrator.reporting.tables import analysis_table, main_rows
 
 CPU = torch.device("cpu")
 

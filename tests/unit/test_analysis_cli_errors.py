@@ -17,10 +17,10 @@ from lsmha.data import Dataset, LabeledImages, load_dataset
 from lsmha.models import CCT
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
-from orchestrator.identity import key_of
-from orchestrator.ledger import Ledger
-from orchestrator.records import Origin, TrialRecord
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import Origin, TrialRecord
 
 CPU = torch.device("cpu")
 Refused = Callable[..., str]
@@ -137,7 +137,7 @@ def test_labels_missing_from_the_test_set(
     keep = digits.test.labels != 3
     test = LabeledImages(digits.test.images[keep], digits.test.labels[keep])
     fewer = Dataset.from_splits("digits", train=digits.train, val=digits.val, test=test, class_names=digits.class_names)
-    monkeypatch.setattr("orchestrator.analyze.load_data", lambda *_, **__: fewer)
+    monkeypatch.setattr("orchestrator.commands.analyze.load_data", lambda *_, **__: fewer)
     assert_words(refused("analyze", saved(tmp_path / "one", fewer)), "every label needs an image", "3")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmha.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes, atomic_write_text
+from lsmha.io.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes, atomic_write_text
 
 
 def _write_half_then_raise(target: Path) -> None:
@@ -110,7 +110,7 @@ def test_killed_writer_leaves_the_old_file_and_blocks_nobody(tmp_path: Path) -> 
     atomic_write_text(target, "old")
     code = """
 import os, signal, sys
-from lsmha.atomic import atomic_path
+from lsmha.io.atomic import atomic_path
 
 with atomic_path(sys.argv[1]) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.write("half of the n")

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from lsmha.config import TrainConfig
-from orchestrator.capacity import Capacity, check_capacity, concurrent_trials
+from orchestrator.cluster.capacity import Capacity, check_capacity, concurrent_trials
+from orchestrator.config.sweep import ResourcesConfig, SweepConfig
+from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.search_space import SearchSpace
-from orchestrator.study import ProposalStudy
-from orchestrator.sweep_config import ResourcesConfig, SweepConfig
-from orchestrator.sweep_yaml import load_sweep_config
+from orchestrator.search.space import SearchSpace
+from orchestrator.search.study import ProposalStudy
 
 HEAD = "name: a\n"
 SPACE = "space: {num_heads: [1, 2]}\n"

@@ -90,14 +90,14 @@ def test_aws_head_tells_what_the_cluster_can_grow_to(tmp_path: Path, monkeypatch
     import ray
     from ray.core.generated.autoscaler_pb2 import ClusterConfig
 
-    from orchestrator import autoscaler_limits
+    from orchestrator.cluster import autoscaler_limits
 
     config = load("cluster.yaml")
     config["available_node_types"]["gpu_worker"]["resources"] = {"CPU": 4, "GPU": 1}  # as Ray finds out
     left_there = tmp_path / "ray_bootstrap_config.yaml"
     left_there.write_text(json.dumps(config))
     assert config["head_start_ray_commands"][-1].endswith(
-        "python -m orchestrator.autoscaler_limits ~/ray_bootstrap_config.yaml"
+        "python -m orchestrator.cluster.autoscaler_limits ~/ray_bootstrap_config.yaml"
     )
     told: list[bytes] = []
 

@@ -13,14 +13,14 @@ import torch
 from tiny_data import tiny_model
 
 from lsmha.committees import committee_predictions
-from lsmha.tables import write_table
+from lsmha.io.tables import write_table
 from lsmha.training.logits import StoredLogits
-from orchestrator.analysis_report import committees_table
-from orchestrator.committee_members import Member, committee_groups
-from orchestrator.committee_plot import plot_committees
-from orchestrator.committee_stage import form_committees
+from orchestrator.config.sweep import CommitteesConfig
 from orchestrator.errors import UserError
-from orchestrator.sweep_config import CommitteesConfig
+from orchestrator.reporting.committee_plot import plot_committees
+from orchestrator.reporting.tables import committees_table
+from orchestrator.stages.committee_groups import Member, committee_groups
+from orchestrator.stages.committees import form_committees
 
 CONFIG = CommitteesConfig(resamples=200)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
-from lsmha import compute_plan
-from lsmha.compute_plan import ComputePlan, fastest, fastest_inference, plan_training
 from lsmha.config import AttentionKernel
+from lsmha.devices import compute_plan
+from lsmha.devices.compute_plan import ComputePlan, fastest, fastest_inference, plan_training
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import Trainer, train

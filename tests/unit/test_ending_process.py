@@ -9,7 +9,7 @@ import pytest
 
 SCRIPT = """
 import threading, time
-from orchestrator import ending_process
+from orchestrator import process_exit as ending_process
 ending_process.LAST_WORK_S = 0.3
 def last_work():
     {work}

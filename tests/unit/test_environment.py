@@ -6,12 +6,12 @@ import os
 import subprocess
 import sys
 
-from lsmha.environment import ALLOCATOR_ENVIRONMENT
+from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
 
 SCRIPT = """
 import os, sys
 print("started", sys.argv[1:], flush=True)
-from lsmha.environment import restart_with_environment
+from lsmha.devices.environment import restart_with_environment
 restart_with_environment()
 print(os.environ["MALLOC_TOP_PAD_"], sys.flags.dev_mode)
 """

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from orchestrator.config.resume import extended
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.extension import extended
-from orchestrator.search import build_space, build_study
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.search.build import build_space, build_study
 
 POINTS = [{"num_heads": heads, "depth": depth} for heads in (1, 2, 4, 8) for depth in (1, 2, 3, 4)]
 SPEC: dict[str, Any] = {

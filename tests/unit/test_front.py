@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestrator.front import choose_front
-from orchestrator.records import TrialRecord
-from orchestrator.sweep_config import ObjectiveConfig
+from orchestrator.config.sweep import ObjectiveConfig
+from orchestrator.run_folder.front import choose_front
+from orchestrator.run_folder.records import TrialRecord
 
 OBJECTIVES = (
     ObjectiveConfig(metric="val_accuracy", direction="maximize"),

@@ -14,9 +14,9 @@ from broken_storage import fill, mounted
 from conftest import snapshot
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
-from lsmha.atomic import atomic_write_text
+from lsmha.io.atomic import atomic_write_text
+from lsmha.io.tables import write_table
 from lsmha.models import CCT
-from lsmha.tables import write_table
 from lsmha.training.checkpoints import save_state
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model

@@ -10,11 +10,11 @@ import ray
 from lsmha.bench.contestant import ContestantError
 from lsmha.bench.packing import Packing, choose_packing
 from lsmha.config import ModelConfig, TrainConfig
-from orchestrator.capacity import Capacity
+from orchestrator.cluster.capacity import Capacity
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.gpu_share import with_gpu_share, without_gpus
-from orchestrator.search import build_space
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.execution.gpu_sharing import with_gpu_share, without_gpus
+from orchestrator.search.build import build_space
 
 GIB = 1 << 30
 

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 import pytest
 import torch
 
-from lsmha import hardware
-from lsmha.hardware import UtilisationMeter, default_device, device_name, supports_bf16
+from lsmha.devices import hardware
+from lsmha.devices.hardware import UtilisationMeter, default_device, device_name, supports_bf16
 
 CPU = torch.device("cpu")
 TORCH_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")

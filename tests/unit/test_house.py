@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from orchestrator.search import build_space
-from orchestrator.sweep_yaml import load_sweep_config
+from orchestrator.config.yaml import load_sweep_config
+from orchestrator.search.build import build_space
 
 ROOT = Path(__file__).parents[2]
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
@@ -65,21 +67,10 @@ assert not {{"torch", "ray"}} & set(sys.modules)
     assert done.returncode == 0, done.stderr
 
 
-def test_readme_tree_is_the_repository() -> None:
-    listed = _readme_tree((ROOT / "README.md").read_text(encoding="utf-8"))
-    absent = [path for path in listed if not (ROOT / path).exists()]
-    assert absent == []
-    sources = {path.relative_to(ROOT).as_posix() for path in SPACES}
-    for package in ("lsmha", "orchestrator"):
-        # A package's own line stands for its __init__.py.
-        modules = (path for path in (ROOT / package).rglob("*.py") if path.name != "__init__.py")
-        sources |= {path.relative_to(ROOT).as_posix() for path in modules}
-    assert sorted(sources - set(listed)) == []
-
-
-def test_tree_reader() -> None:
-    text = "```\nlsmha-sweep/\n  a.py    one  two\n  b/      dir\n    c.py\n    d/\n      e.py  x\n  f.py  y\n```\n"
-    assert _readme_tree(text) == ["a.py", "b", "b/c.py", "b/d", "b/d/e.py", "f.py"]
+def test_generated_documentation_is_up_to_date() -> None:
+    generate = _script("docs/generate.py")
+    for file in generate.GENERATED:
+        assert (ROOT / file).read_text(encoding="utf-8") == generate.generated(file), "run `python docs/generate.py`"
 
 
 def test_tracked_files_name_no_machine() -> None:
@@ -100,27 +91,14 @@ def test_tracked_files_name_no_machine() -> None:
     assert found == []
 
 
-def _readme_tree(readme: str) -> list[str]:
-    """Paths in the README's file tree: a fenced block that starts with `lsmha-sweep/`, indented by two spaces a level.
-
-    Each line is a name, and after two or more spaces what it is for; names of folders end with a slash.
-    """
-    blocks = re.findall(r"^```[^\n]*\n(.*?)^```", readme, re.MULTILINE | re.DOTALL)
-    trees = [block for block in blocks if block.startswith("lsmha-sweep/")]
-    assert len(trees) == 1, "README.md needs one fenced block that starts with lsmha-sweep/"
-    folders: list[str] = []
-    paths = []
-    for line in trees[0].splitlines()[1:]:
-        entry = re.match(r"((?:  )+)(\S+?)(/?)(?:  +.*)?$", line)
-        assert entry, f"not `name  purpose`, indented by two spaces a level: {line!r}"
-        indent, name, slash = entry.groups()
-        level = len(indent) // 2 - 1
-        assert level <= len(folders), f"indented too far: {line!r}"
-        folders = folders[:level]
-        paths.append(PurePosixPath(*folders, name).as_posix())
-        if slash:
-            folders.append(name)
-    return paths
+def _script(path: str) -> ModuleType:
+    """A script of the repository as a module."""
+    specification = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def _tracked_files() -> list[str]:

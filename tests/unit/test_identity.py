@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
-from orchestrator import identity
-from orchestrator.identity import key_of, training_key
+from orchestrator.run_folder import content_hash as identity
+from orchestrator.run_folder.content_hash import key_of, training_key
 
 MODEL = ModelConfig(embed_dim=16, depth=2, num_heads=2)
 TRAIN = TrainConfig(epochs=3)

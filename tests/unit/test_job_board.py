@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.job_board import Handover, JobBoard
+from orchestrator.execution.job_queue import Handover, JobBoard
 
 
 def jobs(*names: str) -> list[dict[str, Any]]:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from lsmha import stopwatch
 from lsmha.config import AttentionKernel, LatencyConfig, ModelConfig
-from lsmha.hardware import device_name
+from lsmha.devices import stopwatch
+from lsmha.devices.hardware import device_name
 from lsmha.latency import LatencyMeasurement, foreign_load, measure_latency
 from lsmha.latency import timing as latency_module
 from lsmha.latency.foreign_load import ForeignLoad

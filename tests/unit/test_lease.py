@@ -14,14 +14,14 @@ from typing import Any
 import fsspec
 import pytest
 
-from lsmha.object_store import ObjectPath, object_path
-from orchestrator import lease
+from lsmha.io.object_store import ObjectPath, object_path
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.ledger import Ledger
-from orchestrator.ownership import check_free, check_owned, has_owner, owned
-from orchestrator.status import mark_stage
+from orchestrator.run_folder import lease
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.ownership import check_free, check_owned, has_owner, owned
+from orchestrator.run_folder.status_file import mark_stage
 from orchestrator.storage_errors import StorageError, storage_errors_in_one_line
-from orchestrator.sweep_config import SweepConfig
 
 THEIRS = {"host": "elsewhere", "pid": 1, "machine": "another", "started": "1", "token": "theirs"}
 

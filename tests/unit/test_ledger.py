@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import snapshot
 
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.identity import key_of
 from orchestrator.interrupts import Interrupted, interrupts_as_exceptions
-from orchestrator.ledger import Ledger
-from orchestrator.record_files import write_record
-from orchestrator.records import Origin, TrialRecord, Wave, finalist_id, trial_id
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.record_files import write_record
+from orchestrator.run_folder.records import Origin, TrialRecord, Wave, finalist_id, trial_id
 
 CONFIG = SweepConfig(name="a", space={"num_heads": [1, 2, 4], "num_conv_blocks": [0, 7], "learning_rate": [1e-3]})
 LATENCY = {"architecture": "abc", "batch_size": 1, "latency_ms": 0.5}
@@ -107,7 +107,7 @@ def test_a_record_that_is_written_when_a_signal_comes_is_known(tmp_path: Path, m
         write_record(*arguments, **options)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr("orchestrator.ledger.write_record", write_and_be_interrupted)
+    monkeypatch.setattr("orchestrator.run_folder.ledger.write_record", write_and_be_interrupted)
     with pytest.raises(Interrupted), interrupts_as_exceptions():
         ledger.add_trial(trial(0, 0.9, 3.0))
     assert ledger.trials == Ledger.load(ledger.folder).trials == [trial(0, 0.9, 3.0)]

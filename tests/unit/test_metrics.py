@@ -12,11 +12,11 @@ import pytest
 import yaml
 from ray._private.ray_constants import PROMETHEUS_SERVICE_DISCOVERY_FILE
 
-from orchestrator import metrics
-from orchestrator.identity import key_of
-from orchestrator.metrics import GAUGES, Series, SweepMetrics
-from orchestrator.records import TrialRecord, Wave, trial_id
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.reporting import metrics
+from orchestrator.reporting.metrics import GAUGES, Series, SweepMetrics
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.records import TrialRecord, Wave, trial_id
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 CONFIG = SweepConfig(name="watched", space={"num_heads": [1, 2, 4]})

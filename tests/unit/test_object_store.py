@@ -17,20 +17,20 @@ import torch
 from botocore.exceptions import EndpointConnectionError
 from tiny_data import assert_same_bits, tiny_dataset, tiny_model, tiny_recipe
 
-from lsmha import paths
-from lsmha.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes
-from lsmha.checksums import DamagedFileError
+from lsmha.io import paths
+from lsmha.io.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes
+from lsmha.io.checksums import DamagedFileError
+from lsmha.io.object_store import ObjectPath, object_path
+from lsmha.io.paths import is_remote, path_of
+from lsmha.io.tables import read_table, write_table
 from lsmha.models import CCT
-from lsmha.object_store import ObjectPath, object_path
-from lsmha.paths import is_remote, path_of
-from lsmha.tables import read_table, write_table
 from lsmha.training.checkpoints import load_state, remove_checkpoint, save_state
 from lsmha.training.logits import load_logits, save_logits
 from lsmha.training.saved import load_checkpoint, save_model
 from orchestrator.errors import UserError
-from orchestrator.locations import location, train_storage
-from orchestrator.output_folder import check_new_folder
-from orchestrator.record_files import read_record, read_records, write_record
+from orchestrator.execution.worker import _train_storage
+from orchestrator.run_folder.location import check_new_folder, location
+from orchestrator.run_folder.record_files import read_record, read_records, write_record
 from orchestrator.storage_errors import storage_error_in
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def test_local_paths_are_what_they_were(text: str) -> None:
     assert path_of(text) == Path(text)
     assert location(text) == Path(text)
     assert not is_remote(path_of(text))
-    assert train_storage(text) == {"storage_path": text}
+    assert _train_storage(text) == {"storage_path": text}
 
 
 @pytest.mark.parametrize("text", ["s3://bucket/runs/one", "s3://bucket/runs/one/"])
@@ -60,7 +60,7 @@ def test_a_url_is_on_an_object_store(text: str) -> None:
     assert str(path / "x.json") == "s3://bucket/runs/one/x.json"
     assert str(pickle.loads(pickle.dumps(path)).parent) == "s3://bucket/runs"
     assert path_of(str(path)) == path
-    assert train_storage(text)["storage_path"] == "bucket/runs/one"
+    assert _train_storage(text)["storage_path"] == "bucket/runs/one"
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,12 @@ import pytest
 from conftest import snapshot
 
 from orchestrator.errors import UserError
-from orchestrator.ownership import OWNER_FILE, check_free, has_owner, owned
+from orchestrator.run_folder.ownership import OWNER_FILE, check_free, has_owner, owned
 
 OWNER = """
 import sys
 from pathlib import Path
-from orchestrator.ownership import owned
+from orchestrator.run_folder.ownership import owned
 with owned(Path(sys.argv[1])):
     print("mine", flush=True)
     sys.stdin.readline()
@@ -28,7 +28,7 @@ CONTENDER = """
 import sys, time
 from pathlib import Path
 from orchestrator.errors import UserError
-from orchestrator.ownership import owned
+from orchestrator.run_folder.ownership import owned
 sys.stdin.readline()
 try:
     with owned(Path(sys.argv[1])):

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from orchestrator.progress import LiveProgress
+from orchestrator.reporting.progress import LiveProgress
 
 
 def _view(metrics: dict[str, Any]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lsmha.checksums import DamagedFileError
-from orchestrator.identity import key_of
-from orchestrator.record_files import Record, read_record, record_path, write_record
+from lsmha.io.checksums import DamagedFileError
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.record_files import Record, read_record, record_path, write_record
 
 KEY, OTHER_KEY = key_of({"work": 1}), key_of({"work": 2})
 CONTENT = {"accuracy": 0.1, "n": 10**18, "error": None, "name": "a\u2028\u00e9 b", "rows": [{"a": [1.0, -0.0]}]}

@@ -19,14 +19,14 @@ from lsmha.models import CCT
 from lsmha.training.checkpoints import checkpoint_files, load_state, save_state
 from lsmha.training.logits import save_logits
 from lsmha.training.saved import save_model
+from orchestrator.commands.repair import repair_run
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.identity import key_of
-from orchestrator.ledger import Ledger
-from orchestrator.ownership import owned
-from orchestrator.records import Origin, TrialRecord, Wave
-from orchestrator.repair import repair_run
-from orchestrator.status import mark_stage
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.ownership import owned
+from orchestrator.run_folder.records import Origin, TrialRecord, Wave
+from orchestrator.run_folder.status_file import mark_stage
 
 # With one objective no plot is drawn, which would take most of the time here.
 CONFIG = SweepConfig(

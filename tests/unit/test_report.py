@@ -12,10 +12,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from orchestrator.identity import key_of
-from orchestrator.ledger import Ledger
-from orchestrator.records import Origin, TrialRecord, finalist_id, trial_id
-from orchestrator.report import (
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.reporting.report import (
     finalist_summary,
     finalists_table,
     front_hypervolume,
@@ -23,8 +21,10 @@ from orchestrator.report import (
     plot_front,
     write_summary,
 )
-from orchestrator.stages import select_finalists
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import Origin, TrialRecord, finalist_id, trial_id
+from orchestrator.stages.sweep import select_finalists
 
 CONFIG = SweepConfig(name="a", space={"num_heads": [1, 2, 4], "depth": [7]})
 

@@ -12,14 +12,14 @@ from conftest import snapshot
 from rich.console import Console
 
 from lsmha.provenance import versions
-from orchestrator import run
-from orchestrator.capacity import Capacity
+from orchestrator.cluster.capacity import Capacity
+from orchestrator.commands import run
+from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.ledger import Ledger
-from orchestrator.ownership import has_owner, owned
-from orchestrator.status import describe_stage
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.ownership import has_owner, owned
+from orchestrator.run_folder.status_file import describe_stage
 from orchestrator.storage_errors import StorageError
-from orchestrator.sweep_yaml import load_sweep_config
 
 QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
 

@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recipe
 
-from lsmha.checksums import DamagedFileError
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.io.checksums import DamagedFileError
 from lsmha.models import CCT
 from lsmha.training import Trainer, predict_logits, train
 from lsmha.training.logits import load_logits, logits_path, save_logits

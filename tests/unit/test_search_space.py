@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsmha.config import ModelConfig, TrainConfig
+from orchestrator.config.sweep import FloatRange, IntRange
+from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.search import build_space
-from orchestrator.search_space import SearchSpace
-from orchestrator.sweep_config import FloatRange, IntRange
-from orchestrator.sweep_yaml import load_sweep_config
+from orchestrator.search.build import build_space
+from orchestrator.search.space import SearchSpace
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 BASE = ModelConfig(embed_dim=24, mlp_ratio=1.0, num_heads=2)

@@ -10,10 +10,10 @@ from rich.console import Console
 from tiny_data import tiny_model, tiny_recipe
 
 from lsmha.training.checkpoints import checkpoint_files
-from orchestrator.progress import Progress
-from orchestrator.records import TrialRecord
-from orchestrator.stages import _Entry, _Latency, _Recorder, bad_metric, longest_first
-from orchestrator.trial import GPU_MEMORY, UTILISATION, TrialJob
+from orchestrator.execution.worker import GPU_MEMORY, UTILISATION, TrialJob
+from orchestrator.reporting.progress import Progress
+from orchestrator.run_folder.records import TrialRecord
+from orchestrator.stages.sweep import _Entry, _Latency, _Recorder, bad_metric, longest_first
 
 EPOCH: dict[str, Any] = {
     "epoch": 1,

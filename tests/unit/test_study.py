@@ -9,13 +9,13 @@ import pytest
 from optuna.trial import TrialState
 
 from lsmha.config import ModelConfig, TrainConfig
-from orchestrator import study as study_module
+from orchestrator.config.sweep import FloatRange, IntRange, ObjectiveConfig, SearchConfig
+from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.search import build_space
-from orchestrator.search_space import SearchSpace
-from orchestrator.study import Proposal, ProposalStudy
-from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig
-from orchestrator.sweep_yaml import load_sweep_config
+from orchestrator.search import study as study_module
+from orchestrator.search.build import build_space
+from orchestrator.search.space import SearchSpace
+from orchestrator.search.study import Proposal, ProposalStudy
 
 PARETO = Path(__file__).parents[2] / "search_spaces" / "pareto.yaml"
 BASE = ModelConfig(embed_dim=16, depth=2, num_heads=1)

@@ -12,11 +12,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from orchestrator.identity import key_of
-from orchestrator.ledger import Ledger
-from orchestrator.records import Origin, TrialRecord, Wave, trial_id
-from orchestrator.study_export import write_study
-from orchestrator.sweep_config import SweepConfig
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.reporting.study_export import write_study
+from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import Origin, TrialRecord, Wave, trial_id
 
 CONFIG = SweepConfig.model_validate(
     {

@@ -11,9 +11,9 @@ import pytest
 from optuna.trial import TrialState
 
 from lsmha.config import ModelConfig, TrainConfig
-from orchestrator.search_space import Point, SearchSpace
-from orchestrator.study import Proposal, ProposalStudy
-from orchestrator.sweep_config import FloatRange, IntRange, ObjectiveConfig, SearchConfig
+from orchestrator.config.sweep import FloatRange, IntRange, ObjectiveConfig, SearchConfig
+from orchestrator.search.space import Point, SearchSpace
+from orchestrator.search.study import Proposal, ProposalStudy
 
 SAMPLERS = ("tpe", "nsga2", "gp", "random", "grid")
 SPACE: dict[str, Any] = {

@@ -9,9 +9,9 @@ import jsonschema
 import pytest
 from ruamel.yaml import YAML
 
+from orchestrator.config.sweep import SweepConfig, sweep_schema
+from orchestrator.config.yaml import dump_yaml, load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.sweep_config import SweepConfig, sweep_schema
-from orchestrator.sweep_yaml import dump_yaml, load_sweep_config
 
 SEARCH_SPACES = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
 MINIMAL = "name: a\nspace: {num_heads: [1, 2]}\n"

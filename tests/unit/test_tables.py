@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from lsmha.checksums import UNSEALED, DamagedFileError, write_sealed
-from lsmha.tables import read_table, write_table
+from lsmha.io.checksums import UNSEALED, DamagedFileError, write_sealed
+from lsmha.io.tables import read_table, write_table
 
 ROWS: list[dict[str, Any]] = [
     {"id": "t0000", "epochs": 3, "loss": 0.1, "done": True, "clusters": [[0, 1], []], "model": {"depth": 2}},

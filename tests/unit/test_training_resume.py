@@ -15,9 +15,9 @@ import pytest
 import torch
 from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recipe, without_timings
 
-from lsmha.checksums import UNSEALED, DamagedFileError, write_sealed
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset
+from lsmha.io.checksums import UNSEALED, DamagedFileError, write_sealed
 from lsmha.training import EpochMetrics, Trainer, train
 from lsmha.training.checkpoints import checkpoint_files, load_state, save_state
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from ray import _raylet
 
-from orchestrator.worker_log import log, shown
+from orchestrator.execution.worker_log import log, shown
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -9,11 +9,11 @@ import pytest
 
 from lsmha.config import ModelConfig
 from lsmha.models.cost import model_cost
-from orchestrator.search import build_space
-from orchestrator.search_space import Point
-from orchestrator.study import ProposalStudy
-from orchestrator.sweep_config import SearchConfig
-from orchestrator.sweep_yaml import load_sweep_config
+from orchestrator.config.sweep import SearchConfig
+from orchestrator.config.yaml import load_sweep_config
+from orchestrator.search.build import build_space
+from orchestrator.search.space import Point
+from orchestrator.search.study import ProposalStudy
 
 PARETO = Path(__file__).parents[3] / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500

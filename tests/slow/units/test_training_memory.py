@@ -12,8 +12,8 @@ import torch
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 from torch.nn import functional as F
 
-from lsmha.compute_plan import ComputePlan
 from lsmha.config import ModelConfig
+from lsmha.devices.compute_plan import ComputePlan
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import memory
@@ -26,8 +26,8 @@ from lsmha.training.memory import (
 )
 from lsmha.training.optimization import build_optimizer
 from lsmha.training.trainer import Trainer
-from orchestrator import trial
-from orchestrator.trial import TrialJob, run_job
+from orchestrator.execution import worker as trial
+from orchestrator.execution.worker import TrialJob, run_job
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(img_size=32, num_classes=10, embed_dim=32, depth=2, num_heads=8, attn_drop=0.0, drop_path=0.0)

@@ -1,0 +1,192 @@
+"""How a network is computed on a device: precision and attention kernels, by a short measurement."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any, Literal, TypeVar, get_args
+
+import torch
+from torch.nn import functional as F
+
+from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
+from lsmha.devices.hardware import supports_bf16
+from lsmha.devices.stopwatch import seconds_of
+from lsmha.models.attention import PADDED_TO, AttentionKernels, default_kernels
+from lsmha.models.cct import CCT
+
+Precision = Literal["bf16", "fp32"]
+Way = TypeVar("Way", bound=Hashable)
+
+PROBE_IMAGES = 16
+"""Images of a measurement on a CPU at most, where time is proportional to them."""
+PROBE_WEIGHTS = 2**27
+"""Attention weights of a measurement at most, over all heads and images: other trials may share the memory."""
+PROBE_S = 0.1
+"""How long ways are timed, but at least `PROBE_TURNS[0]` times each, and at most `PROBE_TURNS[1]` times."""
+PROBE_TURNS = (3, 20)
+CLEARLY_FASTER = 0.9
+"""Part of the default's time at which another way replaces it: noise must not decide."""
+HOPELESS = 2.0
+"""A way that takes so many times as long as another one at first is not timed again."""
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """How to train and evaluate a network."""
+
+    precision: Precision
+    """Autocast to bfloat16, or not."""
+    attention: AttentionKernels
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values, for a checkpoint."""
+        kernels = {f"{phase}_attention": kernel for phase, kernel in self.attention._asdict().items()}
+        return {"precision": self.precision, **kernels}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ComputePlan:
+        kernels = AttentionKernels(values["training_attention"], values["inference_attention"])
+        return cls(values["precision"], kernels)
+
+
+def plan_training(model: ModelConfig, train: TrainConfig, *, device: torch.device) -> ComputePlan:
+    """What the configurations ask for, and where they leave it open (`auto`), what is fastest on the device.
+
+    Timed is a network of one block of each kind that `model` has, with its tokenizer: training steps for each precision
+    that the device has arithmetic for and each attention kernel, then inference. It takes a fraction of a second for
+    small networks, and is not repeated in this process. The global random state is left as found.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return _plan_training(_probe_of(model), train.precision, train.batch_size, device, threads)
+
+
+def fastest_inference(
+    model: ModelConfig, *, batch_size: int, dtype: torch.dtype, device: torch.device
+) -> AttentionKernel:
+    """The attention kernel that `model` asks for, or the fastest one at inference in that type and batch size."""
+    kernels = _kernels_to_try(model, device, training=False, bf16=dtype == torch.bfloat16)
+    if len(kernels) == 1:
+        return kernels[0]
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        network = CCT(_probe_of(model)).to(device, dtype).eval()
+        images = _images(model, batch_size, device).to(dtype)
+        return fastest({kernel: partial(_infer, network, images, kernel) for kernel in kernels}, device)
+
+
+def ways_to_train(
+    model: ModelConfig, train: TrainConfig, device: torch.device
+) -> list[tuple[Precision, AttentionKernel]]:
+    """Precisions and attention kernels that the configurations leave open on the device."""
+    return _ways_to_train(model, train.precision, device)
+
+
+def _ways_to_train(model: ModelConfig, precision: str, device: torch.device) -> list[tuple[Precision, AttentionKernel]]:
+    precisions: list[Precision] = list(get_args(Precision)) if supports_bf16(device) else ["fp32"]
+    if precision != "auto":
+        precisions = [one for one in get_args(Precision) if one == precision]
+    return [
+        (one, kernel)
+        for one in precisions
+        for kernel in _kernels_to_try(model, device, training=True, bf16=one == "bf16")
+    ]
+
+
+@lru_cache(maxsize=256)
+def _plan_training(
+    model: ModelConfig, precision: str, batch_size: int, device: torch.device, threads: int
+) -> ComputePlan:
+    ways = _ways_to_train(model, precision, device)
+    images = _images(model, batch_size, device)
+    labels = torch.arange(len(images), device=device) % model.num_classes
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        network = CCT(model).to(device)
+        chosen, trained_by = fastest(
+            {way: partial(_train, network.train(), images, labels, *way) for way in ways}, device
+        )
+        network.eval()
+        with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=chosen == "bf16"):
+            inference = _kernels_to_try(model, device, training=False, bf16=chosen == "bf16")
+            inferred_by = fastest({kernel: partial(_infer, network, images, kernel) for kernel in inference}, device)
+    return ComputePlan(chosen, AttentionKernels(trained_by, inferred_by))
+
+
+def fastest(ways: Mapping[Way, Callable[[], None]], device: torch.device) -> Way:
+    """The way that takes least time; the first one, unless another is clearly faster.
+
+    Ways that fail, for want of memory or of a kernel, are left out; if all do, it is the first one, whose failure is
+    then for its user to meet.
+    """
+    default, *others = ways
+    if not others:
+        return default
+    first: dict[Way, float] = {}
+    for way, work in ways.items():
+        try:
+            work()
+            first[way] = seconds_of(work, device)
+        except RuntimeError:
+            continue
+    close = [way for way, seconds in first.items() if seconds <= HOPELESS * min(first.values())]
+    if len(close) <= 1:
+        return close[0] if close else default
+    times: dict[Way, list[float]] = {way: [] for way in close}
+    deadline = time.perf_counter() + PROBE_S
+    for turn in range(PROBE_TURNS[1]):
+        if turn >= PROBE_TURNS[0] and time.perf_counter() >= deadline:
+            break
+        for way in close:
+            times[way].append(seconds_of(ways[way], device))
+    medians = {way: statistics.median(seconds) for way, seconds in times.items()}
+    best = min(medians, key=medians.__getitem__)
+    return best if medians[best] <= CLEARLY_FASTER * medians[close[0]] else close[0]
+
+
+def _kernels_to_try(model: ModelConfig, device: torch.device, *, training: bool, bf16: bool) -> list[AttentionKernel]:
+    """The default first."""
+    default = default_kernels(device.type)[0 if training else 1]
+    if model.attention != "auto":
+        return [model.attention]
+    if not model.has_attention:
+        return [default]
+    makes_a_difference: dict[AttentionKernel, bool] = {
+        "materialised": True,
+        "sdpa": True,
+        "sdpa-padded": model.head_dim % PADDED_TO > 0,
+        "sdpa-fp32": bf16,
+    }
+    return [default, *(kernel for kernel, does in makes_a_difference.items() if does and kernel != default)]
+
+
+def _probe_of(model: ModelConfig) -> ModelConfig:
+    """A network with one block of each kind of `model`'s: as fast by whatever the whole is fast by."""
+    convs = min(1, model.num_conv_blocks)
+    transformers = min(1, model.depth - model.num_conv_blocks)
+    return model.model_copy(update={"depth": convs + transformers, "num_conv_blocks": convs, "drop_path": 0.0})
+
+
+def _images(model: ModelConfig, batch_size: int, device: torch.device) -> torch.Tensor:
+    """As many as are asked for, or as a measurement may have."""
+    most = PROBE_WEIGHTS // (model.num_heads * model.num_tokens**2)
+    if device.type == "cpu":
+        most = min(most, PROBE_IMAGES)
+    shape = (max(1, min(batch_size, most)), model.in_channels, model.img_size, model.img_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
+
+
+def _train(
+    network: CCT, images: torch.Tensor, labels: torch.Tensor, precision: Precision, kernel: AttentionKernel
+) -> None:
+    network.use_kernels(AttentionKernels(kernel, kernel))
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits = network(images)
+    F.cross_entropy(logits.float(), labels).backward()
+    network.zero_grad(set_to_none=True)
+
+
+def _infer(network: CCT, images: torch.Tensor, kernel: AttentionKernel) -> None:
+    network.use_kernels(AttentionKernels(kernel, kernel))
+    network(images)

@@ -1,0 +1,93 @@
+"""`lsmha-sweep bench`: training throughput on this machine, beside what a user would take instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from lsmha.bench.peers import MissingPeerError, timm_adamw, vit_pytorch_cct
+from lsmha.bench.report import Report, Table
+from lsmha.bench.training_step import compare_training, tables
+from orchestrator.commands.options import torch_device, variant_config
+from orchestrator.errors import UserError
+from orchestrator.plain_text import print_plain
+from orchestrator.run_folder.location import check_output_folder
+
+PROTOCOL = """Training steps of one network at batch {batch_size}. Each way trains in a process of its own and only one
+at a time; ways take turns, and a ratio is of two ways in the same turn. Values are medians over {turns} turns (lowest
+to highest), after a warm-up; a turn takes about 3 s, or one step where that takes longer.
+
+vit-pytorch's network trains in a plain loop, by torch's AdamW as it comes, on batches that are in memory already,
+normalised. lsmha trains as in a sweep: images are gathered, flipped, shifted and normalised in the step, precision and
+attention kernel are those of `auto`, the allocator has the settings of its workers. Images are random: the cost does
+not depend on them."""
+PROTOCOL_OF_TIMM = """
+
+timm's loop is vit-pytorch's network with timm's AdamW under bf16 autocast, on images by timm's loader (random crops and
+flips of images in memory, 4 processes or as many as there are cores, the prefetcher on a GPU), or on batches that are
+on the device already."""
+
+
+def bench_training(
+    variants: list[str],
+    console: Console,
+    *,
+    batch_size: int,
+    turns: int,
+    device: str,
+    with_timm: bool,
+    out: Path | None,
+) -> None:
+    """Measure, print the tables, and write them to `out`.md and `out`.json.
+
+    Raises:
+        UserError: An option is not valid, or vit-pytorch or timm is not installed.
+    """
+    configs = [variant_config(name, field="--variants") for name in variants]
+    for name, value in (("--batch-size", batch_size), ("--turns", turns)):
+        if value < 1:
+            raise UserError(f"{name}: must be at least 1, but got {value}")
+    device = torch_device(device).type
+    if out is not None:
+        check_output_folder(out.parent)
+    try:
+        network = vit_pytorch_cct(configs[0].model_copy(update={"depth": 1}))
+        if with_timm:
+            timm_adamw(network, learning_rate=1e-3, weight_decay=0.0)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        with console.status("measuring") as status:
+            speeds, speedups = compare_training(
+                variants,
+                batch_size=batch_size,
+                turns=turns,
+                device=device,
+                with_timm=with_timm,
+                on_turn=status.update,
+            )
+    except MissingPeerError as error:
+        raise UserError(str(error)) from None
+    report = Report(
+        title="Training step",
+        protocol=PROTOCOL.format(batch_size=batch_size, turns=turns) + (PROTOCOL_OF_TIMM if with_timm else ""),
+        command=f"lsmha-sweep bench --variants {','.join(variants)} --batch-size {batch_size} --turns {turns} "
+        f"--device {device}{' --timm' if with_timm else ''}",
+        tables=tables(speeds, speedups),
+        results={"speeds": speeds, "speedups": speedups},
+    )
+    for table in report.tables:
+        console.print(_shown(table))
+    if out is not None:
+        report.write(out)
+        print_plain(console, f"written: {out}.md, {out}.json")
+
+
+def _shown(table: Table) -> RichTable:
+    shown = RichTable()
+    for index, name in enumerate(table.header):
+        shown.add_column(name, justify="left" if index < 2 else "right", overflow="fold")
+    for cells in table.rows:
+        shown.add_row(*(cell.strip("`") for cell in cells))
+    return shown

@@ -1,0 +1,186 @@
+"""What a user sees while a sweep runs: a live view on a terminal, a line per event elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.plain_text import print_plain
+from orchestrator.run_folder.records import TrialRecord
+from orchestrator.search.space import Point, describe_point
+
+_SHOWN = {
+    "val_accuracy": "val_accuracy {:.4f}",
+    "images_per_s": "{:,.0f} images/s",
+    "utilisation": "device {:.0%} busy",
+}
+"""What a running trial shows of its last epoch."""
+
+
+class Progress:
+    """The state of the current stage, and one plain line for each thing that ends."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.title = ""
+        self.total = 0
+        self.done = 0
+        self.failed = 0
+        self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
+        self.activity = ""
+        self._ended_before = 0
+        self._stage_started = time.monotonic()
+
+    def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
+        """A stage of `total` pieces of work begins."""
+        self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
+        self._ended_before = 0
+        self.running.clear()
+        self._stage_started = time.monotonic()
+        print_plain(self.console, f"{title}: {total} {unit}")
+
+    def say(self, text: str) -> None:
+        """A plain line."""
+        print_plain(self.console, text)
+
+    def part(self, run_id: str, activity: str, done: int, total: int) -> None:
+        """A part of one run's work is done."""
+        self.activity = f"{run_id}: {activity} {done}/{total}"
+
+    def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
+        """Work on a run that is no training ended, well or not."""
+        self.done, self.failed, self.activity = self.done + (not failed), self.failed + failed, ""
+        print_plain(self.console, f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
+
+    def measuring(self, done: int, total: int) -> None:
+        """Latency of `done` out of `total` architectures is known."""
+        if done == total:
+            print_plain(self.console, f"measured the latency of {total} architecture(s)")
+        self.activity = f"measuring latency {done}/{total}" if done < total else ""
+
+    def making_rounds(self, made: int, total: int) -> None:
+        """The latency of the front is measured in rounds."""
+        if made == total:
+            print_plain(self.console, f"measured the latency of the front in {total} rounds")
+        self.activity = f"measuring the latency of the front, round {made + 1}/{total}" if made < total else ""
+
+    def started(self, run_id: str, point: Point, epochs: int) -> None:
+        """A training run of `epochs` epochs begins."""
+        self.activity = ""
+        self.running[run_id] = (point, epochs, {})
+
+    def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
+        """A training run finished an epoch; `metrics` may lack some."""
+        point, epochs, _ = self.running[run_id]
+        self.running[run_id] = (point, epochs, metrics)
+
+    def ended(self, record: TrialRecord) -> None:
+        """A training run ended, well or not."""
+        self.running.pop(record.id, None)
+        if record.completed:
+            self.done += 1
+            test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
+            outcome = f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
+            outcome += f" ({record.seconds:.0f} s, {_pace(record.curve)} images/s)"
+        else:
+            self.failed += 1
+            outcome = f"failed: {record.error}"
+        print_plain(
+            self.console,
+            f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}",
+        )
+
+    def was_ended(self, record: TrialRecord) -> None:
+        """A training run had ended in an earlier session."""
+        self.done, self.failed = self.done + record.completed, self.failed + (not record.completed)
+        self._ended_before += 1
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated seconds to the end of the stage; None before the first run has ended."""
+        ended = self.done + self.failed
+        ended_now = ended - self._ended_before
+        if not ended_now:
+            return None
+        return (time.monotonic() - self._stage_started) / ended_now * (self.total - ended)
+
+
+class LiveProgress(Progress):
+    """The live view: bars, running trials, and the front so far."""
+
+    def __init__(self, console: Console, front: Callable[[], RenderableType]) -> None:
+        super().__init__(console)
+        self._front = front
+        self._front_view: RenderableType = Text("")
+        self._bars = Bars(
+            TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._task = self._bars.add_task("starting", total=None)
+
+    def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
+        super().stage(title, total, unit=unit)
+        self._bars.reset(self._task, total=total, description=title)
+
+    def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
+        super().finished(run_id, outcome, failed=failed)
+        self._bars.update(self._task, completed=self.done + self.failed)
+
+    def was_ended(self, record: TrialRecord) -> None:
+        super().was_ended(record)
+        self._bars.update(self._task, completed=self.done + self.failed)
+
+    def ended(self, record: TrialRecord) -> None:
+        super().ended(record)
+        self._bars.update(self._task, completed=self.done + self.failed)
+        self._front_view = self._front()
+
+    def __rich__(self) -> RenderableType:
+        left = self.seconds_left
+        counts = Text(f"{self.done} done, {len(self.running)} running, {self.failed} failed")
+        if left is not None and self.done + self.failed < self.total:
+            counts.append(f", about {timedelta(seconds=round(left))} left")
+        if self.activity:
+            counts.append(f", {self.activity}", style="cyan")
+        running = Table(box=None, padding=(0, 1), show_header=False)
+        for run_id, (point, epochs, metrics) in self.running.items():
+            epoch = f"epoch {metrics.get('epoch', 0)}/{epochs}"
+            # A worker can tell anything; the record will say what is wrong with it.
+            told = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+            shown = (form.format(told[name]) for name, form in _SHOWN.items() if name in told)
+            # No markup: it is drawn anew with each plain line, and would come out as written.
+            running.add_row(Text(run_id, style="cyan"), describe_point(point), epoch, *shown)
+        return Group(self._bars, counts, running, self._front_view)
+
+
+@contextmanager
+def sweep_progress(console: Console, front: Callable[[], RenderableType], *, quiet: bool) -> Iterator[Progress]:
+    """The progress that fits the console: live on a terminal, plain lines elsewhere, nothing when quiet."""
+    if quiet:
+        yield Progress(Console(quiet=True))
+    elif not console.is_terminal:
+        yield Progress(console)
+    else:
+        progress = LiveProgress(console, front)
+        # Twice a second: latency is measured while this process draws.
+        with Live(progress, console=console, refresh_per_second=2, transient=True):
+            yield progress
+
+
+def _pace(curve: list[dict[str, float]]) -> str:
+    """Training images per second, of the median epoch: the first one may be slow."""
+    return f"{statistics.median(epoch['images_per_s'] for epoch in curve):,.0f}" if curve else "?"
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"

@@ -1,0 +1,63 @@
+"""The Pareto front of a sweep: from what the search measured, and in the end from latencies measured in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from lsmha.pareto import pareto_mask, pareto_mask_with_ties
+from orchestrator.config.sweep import ObjectiveConfig
+from orchestrator.run_folder.records import TrialRecord
+
+
+def choose_front(
+    trials: Sequence[TrialRecord],
+    objectives: Sequence[ObjectiveConfig],
+    front_latencies: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[TrialRecord]:
+    """The completed trials that no other one beats in every objective, best in the first objective first.
+
+    Where an architecture's latency was measured in rounds (rows in `front_latencies`), that counts, and is in the
+    records returned. Once it was for all of the front, the front is chosen from such trials alone, and latencies whose
+    interquartile ranges overlap are ties.
+    """
+    completed = [_with_latency_of_rounds(record, front_latencies) for record in trials if record.completed]
+    values, directions = objective_values(completed, objectives), [one.direction for one in objectives]
+    front = _sorted(completed, pareto_mask(values, directions), objectives[0])
+    metrics = [objective.metric for objective in objectives]
+    if "latency_ms" not in metrics or any(record.latency_p25_ms is None for record in front):
+        return front
+    comparable = [record for record in completed if record.latency_p25_ms is not None]
+    mask = pareto_mask_with_ties(
+        objective_values(comparable, objectives),
+        directions,
+        measured=metrics.index("latency_ms"),
+        low=np.array([record.latency_p25_ms for record in comparable], dtype=float),
+        high=np.array([record.latency_p75_ms for record in comparable], dtype=float),
+    )
+    return _sorted(comparable, mask, objectives[0])
+
+
+def objective_values(records: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]) -> np.ndarray:
+    """Objective values of the records, (n, objectives)."""
+    rows = [[getattr(record, objective.metric) for objective in objectives] for record in records]
+    return np.array(rows, dtype=float).reshape(len(records), len(objectives))
+
+
+def _with_latency_of_rounds(
+    record: TrialRecord, front_latencies: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> TrialRecord:
+    rows = front_latencies.get(record.architecture or "")
+    if not rows:
+        return record
+    return replace(record, **{name: rows[0][name] for name in ("latency_ms", "latency_p25_ms", "latency_p75_ms")})
+
+
+def _sorted(records: Sequence[TrialRecord], mask: np.ndarray, first: ObjectiveConfig) -> list[TrialRecord]:
+    """Those in the mask, best first."""
+    sign = -1 if first.direction == "maximize" else 1
+    front = [record for record, on_front in zip(records, mask, strict=True) if on_front]
+    return sorted(front, key=lambda record: (sign * getattr(record, first.metric), record.id))
