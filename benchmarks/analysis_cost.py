@@ -163,12 +163,12 @@ def whole_analysis(images: int, device: torch.device) -> list[str]:
     model = network(16, device)
     readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
 
-    def analyse() -> None:
+    def analyze() -> None:
         fields, _, _ = measure_fields(model, readouts, dataset, device=device)
         for tap in readouts:
             group_analyses(tap, fields[tap], AnalysisConfig(), conv=False)
 
-    analysis = seconds_of(analyse, device)
+    analysis = seconds_of(analyze, device)
     gigabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # before the evaluation's larger batches
     evaluation = seconds_of(lambda: evaluate(model, dataset.test, dataset, device=device), device)
     return [

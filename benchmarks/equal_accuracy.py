@@ -2,7 +2,7 @@
 
     python benchmarks/equal_accuracy.py DATA --out benchmarks/equal_accuracy
 
-DATA is a folder or glob of CIFAR-10 as Parquet. Both train the same network for the same epochs, by the same optimiser,
+DATA is a folder or glob of CIFAR-10 as Parquet. Both train the same network for the same epochs, by the same optimizer,
 learning rates and augmentation, with the same seeds. lsmha computes in what `precision: auto` chooses, and without
 dropout on attention weights, as its own recipes; vit-pytorch in float32 with that dropout, as published. Nothing is
 selected, so that accuracy is that of the test set after the last epoch.

@@ -1,4 +1,4 @@
-"""Which part of a training step the images take: gathered, augmented and normalised in batches, on the device.
+"""Which part of a training step the images take: gathered, augmented and normalized in batches, on the device.
 
     python benchmarks/loader_share.py --out benchmarks/loader_share
 
@@ -92,7 +92,7 @@ def main() -> None:
     report = Report(
         title="The images' share of a training step",
         protocol=f"Batch 128, {options.steps} steps an epoch, medians of {options.turns} turns (lowest to highest): "
-        "seconds to gather, augment and normalise an epoch's batches over those of training it.",
+        "seconds to gather, augment and normalize an epoch's batches over those of training it.",
         command=f"python benchmarks/loader_share.py --steps {options.steps} --turns {options.turns}",
         tables=[Table(["network", "augmentation", "images/s of training", "share", "bound"], rows)],
         results={"shares": shares},

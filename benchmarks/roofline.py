@@ -5,7 +5,7 @@
 The floor of a step is the longer one of two times. Arithmetic: 6 operations for each multiply-accumulate of the forward
 pass (2 forward, 4 backward), at the rate of a large matrix product in the type that the step computes in. Memory: what
 the backward pass needs of the forward pass is written once and read once, at the rate of a large copy. Both rates are
-measured in turns with the step, in the same process. Model FLOP utilisation is the part of that rate of arithmetic that
+measured in turns with the step, in the same process. Model FLOP utilization is the part of that rate of arithmetic that
 the step comes to, all of its work counted.
 """
 
@@ -56,8 +56,8 @@ class Step:
         return self.step_ms.median / max(self.arithmetic_ms, self.memory_ms)
 
     @property
-    def utilisation(self) -> float:
-        """Model FLOP utilisation, 0 to 1, of the measured rate of a large matrix product."""
+    def utilization(self) -> float:
+        """Model FLOP utilization, 0 to 1, of the measured rate of a large matrix product."""
         return self.arithmetic_ms / self.step_ms.median
 
 
@@ -136,12 +136,12 @@ def main() -> None:
             print(steps[-1], flush=True)
     header = ["network", "heads", "computed in", "attention", "operations, G", "kept for backward, MiB",
               "product, G/s", "copy, GB/s", "arithmetic, ms", "memory, ms", "step, ms", "step / floor",
-              "model FLOP utilisation"]  # fmt: skip
+              "model FLOP utilization"]  # fmt: skip
     rows = [
         [f"`{one.variant}`", str(one.num_heads), one.precision, one.attention, f"{one.gigaoperations:,.0f}",
          f"{one.saved_mib:,.0f}", f"{one.gigaoperations_per_s:,.0f}", f"{one.gigabytes_per_s:,.1f}",
          f"{one.arithmetic_ms:,.0f}", f"{one.memory_ms:,.0f}", one.step_ms.format(",.0f"), f"{one.gap:.1f}",
-         f"{one.utilisation:.0%}"]
+         f"{one.utilization:.0%}"]
         for one in steps
     ]  # fmt: skip
     report = Report(

@@ -2,7 +2,7 @@
 
     python benchmarks/trial_turnaround.py --out benchmarks/trial_turnaround.md
 
-Turnaround is the time from the end of a trial's last optimiser step to the start of its successor's first, with one
+Turnaround is the time from the end of a trial's last optimizer step to the start of its successor's first, with one
 trial at a time. The last evaluation and checkpoint of the one trial, and the first forward and backward pass of the
 other, are in it. All ways train the same networks on the same images by the same loop, on one local Ray cluster of
 2 CPUs, and take turns:
@@ -64,7 +64,7 @@ class Stamps:
 
 
 class ArraysThatStamp(dict[str, Any]):
-    """The arrays of a data set. Where a worker unpickles them, optimiser steps and jobs leave time stamps from then on:
+    """The arrays of a data set. Where a worker unpickles them, optimizer steps and jobs leave time stamps from then on:
     so they are taken in the product's own tasks, which know nothing of it."""
 
     folder: str
@@ -91,7 +91,7 @@ def _arrays_in_worker(arrays: dict[str, Any], folder: str) -> dict[str, Any]:
 
 
 def _stamp_steps(folder: str) -> Callable[[str, str], None]:
-    """Let every optimiser step in this process leave its times in a file; returns what stamps anything else."""
+    """Let every optimizer step in this process leave its times in a file; returns what stamps anything else."""
     import torch.distributed as dist
     from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
@@ -429,7 +429,7 @@ def main() -> None:
     lines = [
         "# From trial to trial",
         "",
-        f"Turnaround: from the end of a trial's last optimiser step to the start of its successor's first, one trial "
+        f"Turnaround: from the end of a trial's last optimizer step to the start of its successor's first, one trial "
         f"at a time; the last evaluation and checkpoint and the first forward and backward pass are in it. Digits, "
         f"embed_dim 24, 1 to 3 blocks, {steps} steps of {bench.train.batch_size} images a trial; {options.rounds} "
         f"round(s) in which the ways take turns, on one Ray cluster of 2 CPUs.",

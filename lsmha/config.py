@@ -16,8 +16,8 @@ from typing_extensions import Self
 RECIPE_VERSION = 5
 """Raised by each change after which the same settings train differently: results of two versions do not mix."""
 
-AttentionKernel = Literal["materialised", "sdpa", "sdpa-padded", "sdpa-fp32"]
-"""`materialised` computes the attention weights as a tensor; `sdpa` is torch's `scaled_dot_product_attention`, by the
+AttentionKernel = Literal["materialized", "sdpa", "sdpa-padded", "sdpa-fp32"]
+"""`materialized` computes the attention weights as a tensor; `sdpa` is torch's `scaled_dot_product_attention`, by the
 kernel that torch chooses; `sdpa-padded` the same on heads padded with zeros to a multiple of 8 channels, as fused
 kernels of GPUs want them; `sdpa-fp32` the same in float32, also where all else is bfloat16."""
 RunMode = Literal["eager", "compiled", "cuda-graph"]
@@ -211,7 +211,7 @@ class TrainConfig(Config):
     epochs: int = Field(10, ge=1)
     """Passes over the training images."""
     batch_size: int = Field(128, ge=1)
-    """Images per optimiser step, over all ranks; the last partial batch of an epoch is dropped."""
+    """Images per optimizer step, over all ranks; the last partial batch of an epoch is dropped."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """AdamW, or SGD with Nesterov momentum."""
     learning_rate: float = Field(1e-3, gt=0)

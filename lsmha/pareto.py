@@ -31,10 +31,10 @@ def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[n
     Raises:
         ValueError: `values` is not (n, m) for m >= 1, or `directions` holds an unknown one.
     """
-    points, maximise = _checked(values, directions)
+    points, maximize = _checked(values, directions)
     finite = np.isfinite(points).all(axis=1)
     mask = np.zeros(len(points), dtype=np.bool_)
-    mask[finite] = moocore.is_nondominated(points[finite], maximise=maximise, keep_weakly=True)
+    mask[finite] = moocore.is_nondominated(points[finite], maximise=maximize, keep_weakly=True)
     return mask
 
 
@@ -60,8 +60,8 @@ def pareto_mask_with_ties(
     Raises:
         ValueError: As for `pareto_mask`.
     """
-    points, maximise = _checked(values, directions)
-    signs = np.where(maximise, -1.0, 1.0)
+    points, maximize = _checked(values, directions)
+    signs = np.where(maximize, -1.0, 1.0)
     costs = points * signs
     ends = np.stack([np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)]) * signs[measured]
     best, worst = ends.min(axis=0), ends.max(axis=0)
@@ -96,12 +96,12 @@ def hypervolume(values: ArrayLike, directions: Sequence[Direction], reference: S
     Raises:
         ValueError: As for `pareto_mask`, or `reference` is not m finite numbers.
     """
-    points, maximise = _checked(values, directions)
+    points, maximize = _checked(values, directions)
     bound = np.asarray(reference, dtype=np.float64)
     if bound.shape != points.shape[1:] or not np.isfinite(bound).all():
         raise ValueError(f"reference must be {points.shape[1]} finite numbers, but got {reference!r}")
     finite = points[np.isfinite(points).all(axis=1)]
-    return float(moocore.hypervolume(finite, ref=bound, maximise=maximise))
+    return float(moocore.hypervolume(finite, ref=bound, maximise=maximize))
 
 
 def _checked(values: ArrayLike, directions: Sequence[Direction]) -> tuple[NDArray[np.float64], list[bool]]:

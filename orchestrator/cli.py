@@ -224,7 +224,7 @@ def analyze(
     address: AddressOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Read out of trained networks what each head, node and filter recognises, and how clearly."""
+    """Read out of trained networks what each head, node and filter recognizes, and how clearly."""
     from orchestrator.commands.analyze import analyze_checkpoint, analyze_run
 
     network = location(target, field="RUN|CHECKPOINT")
@@ -276,7 +276,7 @@ def prune(
     address: AddressOption = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
-    """Prune finalists by what their units recognise, retrain them, and compare with random pruning as sparse."""
+    """Prune finalists by what their units recognize, retrain them, and compare with random pruning as sparse."""
     from orchestrator.commands.prune import prune_run
 
     raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], Console(), address=address, quiet=quiet))

@@ -6,5 +6,5 @@ from rich.console import Console
 
 
 def print_plain(console: Console, text: str) -> None:
-    """Print lines without interpreting, colouring or wrapping them: a path that is copied from the terminal works."""
+    """Print lines without interpreting, coloring or wrapping them: a path that is copied from the terminal works."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)

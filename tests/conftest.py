@@ -15,7 +15,7 @@ from ruamel.yaml import YAML
 TINY = {
     "name": "tiny",
     "data": {"name": "digits", "max_train_images": 200},
-    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialised"},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized"},
     "train": {"epochs": 1, "batch_size": 50},
     "space": {"num_heads": [1, 4], "depth": [1, 2]},
     "search": {"num_trials": 4, "wave_size": 2},

@@ -33,7 +33,7 @@ from orchestrator.run_folder.record_files import Record, read_record
 SWEEP = {
     "name": "faults",
     "data": {"name": "digits", "max_train_images": 200},
-    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialised"},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized"},
     "train": {"epochs": 8, "batch_size": 20, "precision": "fp32"},
     "space": {
         "num_heads": [1, 2, 4, 8],

@@ -47,7 +47,7 @@ def tiny_model(**settings: Any) -> ModelConfig:
             "num_heads": 2,
             "drop_path": 0.0,
             "attn_drop": 0.0,
-            "attention": "materialised",
+            "attention": "materialized",
             **settings,
         }
     )

@@ -1,4 +1,4 @@
-"""Why trained networks work: what each head, node and filter recognises.
+"""Why trained networks work: what each head, node and filter recognizes.
 
 readouts = fit_readouts(model, taps_of(model.config, ["attn"]), dataset, ReadoutConfig(), device=device)
 measured = measure_fields(model, readouts, dataset, device=device)
@@ -8,7 +8,7 @@ or all of it at once with `analyze`.
 """
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis, analyze
-from lsmha.analysis.clusters import binarise_fields, find_clusters
+from lsmha.analysis.clusters import binarize_fields, find_clusters
 from lsmha.analysis.fields import TapAccuracy, TapFields, group_fields, measure_fields
 from lsmha.analysis.fitting import fit_readouts
 from lsmha.analysis.readouts import ReadOut, build_readouts
@@ -27,7 +27,7 @@ __all__ = [
     "TapAnalysis",
     "TapFields",
     "analyze",
-    "binarise_fields",
+    "binarize_fields",
     "build_readouts",
     "field_statistics",
     "find_clusters",

@@ -18,7 +18,7 @@ from lsmha.models import CCT
 
 @dataclass(frozen=True, eq=False)
 class GroupAnalysis:
-    """Heads, nodes or filters of one tap: how their fields are made, and who recognises what."""
+    """Heads, nodes or filters of one tap: how their fields are made, and who recognizes what."""
 
     kind: str
     """`head`, `node` or `filter`."""

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-def binarise_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.bool_]:
+def binarize_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.bool_]:
     """Which fields exceed a fraction of the largest field of their own matrix; both are compared in float32.
 
-    A matrix whose largest field is not positive recognises nothing, so it is all False. (The published code divides by
+    A matrix whose largest field is not positive recognizes nothing, so it is all False. (The published code divides by
     the signed maximum all the same, which makes one full cluster of an all-negative matrix.)
 
     Args:
@@ -23,7 +23,7 @@ def binarise_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.boo
         threshold: In [0, 1); a field equal to this fraction does not exceed it.
 
     Returns:
-        (H, K, K) booleans, the "ones" of the binarised matrices.
+        (H, K, K) booleans, the "ones" of the binarized matrices.
 
     Raises:
         ValueError: `fields` is not (H, K, K) or not finite in float32, or `threshold` is outside [0, 1).
@@ -47,14 +47,14 @@ def binarise_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.boo
 
 
 def find_clusters(fields: ArrayLike, threshold: float = 0.3) -> list[list[list[int]]]:
-    """The clusters of every head, by `greedy_clusters` on its binarised matrix.
+    """The clusters of every head, by `greedy_clusters` on its binarized matrix.
 
-    Args and errors are those of `binarise_fields`.
+    Args and errors are those of `binarize_fields`.
 
     Returns:
-        H lists of clusters, each an ascending list of labels; a head that recognises nothing has no cluster.
+        H lists of clusters, each an ascending list of labels; a head that recognizes nothing has no cluster.
     """
-    return [greedy_clusters(ones) for ones in binarise_fields(fields, threshold)]
+    return [greedy_clusters(ones) for ones in binarize_fields(fields, threshold)]
 
 
 def greedy_clusters(ones: NDArray[np.bool_]) -> list[list[int]]:
@@ -65,7 +65,7 @@ def greedy_clusters(ones: NDArray[np.bool_]) -> list[list[int]]:
     in exactly one cluster.
 
     Args:
-        ones: (K, K) one binarised matrix.
+        ones: (K, K) one binarized matrix.
 
     Returns:
         The clusters in the order of their smallest label, each an ascending list of labels.

@@ -88,7 +88,7 @@ def _solve_lbfgs(
         on_progress("read-outs: features", done, len(train))
     labels = train.labels.to(device)
     for number, (tap, readout) in enumerate(readouts.items()):
-        weight = minimise_cross_entropy(
+        weight = minimize_cross_entropy(
             features.pop(tap).to(device),
             labels,
             dataset.num_classes,
@@ -100,7 +100,7 @@ def _solve_lbfgs(
         on_progress("read-outs: solving", number + 1, len(readouts))
 
 
-def minimise_cross_entropy(
+def minimize_cross_entropy(
     features: Tensor, labels: Tensor, num_classes: int, *, weight_decay: float, max_iterations: int
 ) -> Tensor:
     """Weights (K, F) of the bias-free softmax regression on features (n, F) and labels (n,), by L-BFGS from zero.

@@ -1,4 +1,4 @@
-"""Pictures of an analysis: field matrices of the heads, the trend along the blocks, and who recognises which label."""
+"""Pictures of an analysis: field matrices of the heads, the trend along the blocks, and who recognizes which label."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def unit_rows(analysis: Analysis) -> list[dict[str, Any]]:
 
 
 def incidence_rows(analysis: Analysis) -> list[dict[str, Any]]:
-    """One row for each label that a head, node or filter recognises, with the mean field that it raises there."""
+    """One row for each label that a head, node or filter recognizes, with the mean field that it raises there."""
     rows = []
     for tap in analysis.taps:
         for group in tap.groups:
@@ -148,7 +148,7 @@ def _block_columns(tap: TapAnalysis, group: GroupAnalysis) -> dict[str, Any]:
         "cluster_sizes": list(statistics.cluster_sizes),
         "cluster_size_counts": list(statistics.cluster_sizes.values()),
         "heads_per_label": symmetry.heads_per_label.tolist(),
-        "num_unrecognised_labels": len(symmetry.unrecognised_labels),
+        "num_unrecognized_labels": len(symmetry.unrecognized_labels),
         "mean_overlap": _finite(symmetry.mean_overlap),
         "mean_jaccard": _finite(symmetry.mean_jaccard),
         "null_mean_overlap": _finite(symmetry.null_mean_overlap),

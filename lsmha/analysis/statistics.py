@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lsmha.analysis.clusters import binarise_fields, greedy_clusters
+from lsmha.analysis.clusters import binarize_fields, greedy_clusters
 
 
 @dataclass(frozen=True)
@@ -84,17 +84,17 @@ def field_statistics(fields: ArrayLike, threshold: float = 0.3) -> FieldStatisti
 
         cluster_snr = (K - 1) sum(size) / (sum(size (size - 1)) + sum(noise)).
 
-    This is the mean right over the mean wrong output of the binarised matrices summed over heads, so how the labels
+    This is the mean right over the mean wrong output of the binarized matrices summed over heads, so how the labels
     are parted into clusters does not change it.
 
     Args:
         fields: (H, K, K) mean fields, with H and K at least 1: an array, or a detached tensor on the CPU.
-        threshold: In [0, 1), as for `binarise_fields`.
+        threshold: In [0, 1), as for `binarize_fields`.
 
     Raises:
         ValueError: `fields` is not (H, K, K) or not finite in float32, or `threshold` is outside [0, 1).
     """
-    binary = binarise_fields(fields, threshold)
+    binary = binarize_fields(fields, threshold)
     clusters = [greedy_clusters(ones) for ones in binary]
     num_labels = binary.shape[-1]
     ones = binary.sum(axis=(1, 2), dtype=np.int64)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lsmha.analysis.readouts import ReadOut
 from lsmha.analysis.taps import Tap, watch_taps
-from lsmha.data import Dataset, LabeledImages, normalise
+from lsmha.data import Dataset, LabeledImages, normalize
 from lsmha.models import CCT
 
 BATCH_SIZE = 125
@@ -43,5 +43,5 @@ def stream_taps(
     model.eval()
     with watch_taps(model, readouts, on_tap):
         for batch, labels in zip(images.images.split(batch_size), images.labels.split(batch_size), strict=True):
-            logits = model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
+            logits = model(normalize(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
             yield dict(kept), labels.to(device, non_blocking=True), logits

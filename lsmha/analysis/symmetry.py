@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lsmha.analysis.clusters import binarise_fields
+from lsmha.analysis.clusters import binarize_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,34 +21,34 @@ class SymmetryBreaking:
     """How the heads of a block share the labels out. Everything about pairs of heads is NaN for a single head."""
 
     heads_per_label: NDArray[np.int64]
-    """(K,) heads that recognise each label."""
+    """(K,) heads that recognize each label."""
     labels_per_head: NDArray[np.int64]
-    """(H,) labels that each head recognises."""
-    unrecognised_labels: list[int]
-    """Labels that no head recognises, ascending."""
+    """(H,) labels that each head recognizes."""
+    unrecognized_labels: list[int]
+    """Labels that no head recognizes, ascending."""
     mean_overlap: float
     """Labels that two heads share, averaged over all pairs of heads."""
     mean_jaccard: float
-    """Labels that two heads share over labels that either recognises, averaged over the pairs that recognise any."""
+    """Labels that two heads share over labels that either recognizes, averaged over the pairs that recognize any."""
     null_mean_overlap: float
-    """Mean of `mean_overlap` when each head recognises as many labels as it does, but at random."""
+    """Mean of `mean_overlap` when each head recognizes as many labels as it does, but at random."""
     null_std_overlap: float
     """Standard deviation (population) of the same."""
     p_smaller: float
-    """Chance that the overlap is as small as this or smaller at random. If low, heads specialise."""
+    """Chance that the overlap is as small as this or smaller at random. If low, heads specialize."""
     p_larger: float
     """Chance that the overlap is as large as this or larger at random. If low, heads know the same labels."""
 
 
 def head_label_incidence(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.bool_]:
-    """Which labels each head recognises: those whose own output exceeds the threshold.
+    """Which labels each head recognizes: those whose own output exceeds the threshold.
 
-    Args and errors are those of `binarise_fields`.
+    Args and errors are those of `binarize_fields`.
 
     Returns:
         (H, K) booleans.
     """
-    return binarise_fields(fields, threshold).diagonal(axis1=1, axis2=2).copy()
+    return binarize_fields(fields, threshold).diagonal(axis1=1, axis2=2).copy()
 
 
 def symmetry_breaking(incidence: NDArray[np.bool_], *, permutations: int = 1000, seed: int = 0) -> SymmetryBreaking:
@@ -58,7 +58,7 @@ def symmetry_breaking(incidence: NDArray[np.bool_], *, permutations: int = 1000,
     of n as extreme as the observation, or more so, the p-value is (r + 1) / (n + 1), which is never zero.
 
     Args:
-        incidence: (H, K) booleans, H and K at least 1: which labels each head recognises.
+        incidence: (H, K) booleans, H and K at least 1: which labels each head recognizes.
         permutations: How many to sample, at least 1.
         seed: Of the sampling; not negative.
 
@@ -95,7 +95,7 @@ def symmetry_breaking(incidence: NDArray[np.bool_], *, permutations: int = 1000,
     return SymmetryBreaking(
         heads_per_label=heads_per_label,
         labels_per_head=labels_per_head,
-        unrecognised_labels=np.flatnonzero(heads_per_label == 0).tolist(),
+        unrecognized_labels=np.flatnonzero(heads_per_label == 0).tolist(),
         mean_overlap=overlap,
         mean_jaccard=jaccard,
         null_mean_overlap=null_mean,
@@ -106,7 +106,7 @@ def symmetry_breaking(incidence: NDArray[np.bool_], *, permutations: int = 1000,
 
 
 def _total_overlap(heads_per_label: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Shared labels summed over pairs of heads: a label that n heads recognise is shared by n (n - 1) / 2 pairs."""
+    """Shared labels summed over pairs of heads: a label that n heads recognize is shared by n (n - 1) / 2 pairs."""
     return (heads_per_label * (heads_per_label - 1) // 2).sum(axis=-1)
 
 

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from lsmha.bench.peers import timm_adamw, timm_loader, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
-from lsmha.data import Dataset, normalise
+from lsmha.data import Dataset, normalize
 from lsmha.devices.stopwatch import seconds_of
 from lsmha.training import Trainer
 
 LoopName = Literal["lsmha", "vit-pytorch", "timm", "timm, resident"]
 """This package's; vit-pytorch's network in a plain loop, on batches in the device's memory; the same network with
-timm's optimiser and loader; with timm's optimiser, on batches in memory."""
+timm's optimizer and loader; with timm's optimizer, on batches in memory."""
 
 
 class Loop(Protocol):
@@ -48,7 +48,7 @@ class LsmhaLoop:
 
 
 class PlainLoop:
-    """A network, an optimiser and batches as they come, and nothing else."""
+    """A network, an optimizer and batches as they come, and nothing else."""
 
     def __init__(
         self,
@@ -101,8 +101,8 @@ def build_loop(name: LoopName, model: ModelConfig, train: TrainConfig, *, steps:
 
 
 def _resident_batches(dataset: Dataset, batch_size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """Batches that are in the device's memory already, normalised."""
-    inputs = normalise(dataset.train.images, dataset.mean, dataset.std).to(device)
+    """Batches that are in the device's memory already, normalized."""
+    inputs = normalize(dataset.train.images, dataset.mean, dataset.std).to(device)
     return list(zip(inputs.split(batch_size), dataset.train.labels.to(device).split(batch_size), strict=True))
 
 

@@ -5,7 +5,7 @@ augment = Augmentation(AugmentConfig(flip=True, translate=1), dataset.mean, data
 inputs, targets = augment(dataset.train.images[:128], dataset.train.labels[:128])
 """
 
-from lsmha.data.augmentation import Augmentation, normalise
+from lsmha.data.augmentation import Augmentation, normalize
 from lsmha.data.images import DataError, Dataset, LabeledImages
 from lsmha.data.sources import load_dataset
 from lsmha.data.splits import stratified_split, stratified_subset
@@ -16,7 +16,7 @@ __all__ = [
     "Dataset",
     "LabeledImages",
     "load_dataset",
-    "normalise",
+    "normalize",
     "stratified_split",
     "stratified_subset",
 ]

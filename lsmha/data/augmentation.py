@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lsmha.config import AugmentConfig
 
 
-def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Images as a model takes them: (x / 255 - mean) / std.
 
     Args:
@@ -36,7 +36,7 @@ PIXELS_AT_ONCE = 4 * 2**20
 
 
 class Augmentation:
-    """Random changes to training batches, in this order: flip and translate, RandAugment, normalisation, random erasing
+    """Random changes to training batches, in this order: flip and translate, RandAugment, normalization, random erasing
     (to the mean of the training pixels), mixup or cutmix.
 
     Every draw comes from torch's global generators, so that `torch.manual_seed` makes a batch repeat bit by bit.
@@ -61,7 +61,7 @@ class Augmentation:
             self._randaugment = RandAugment(config.randaugment_ops, config.randaugment_magnitude)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Augment and normalise one batch.
+        """Augment and normalize one batch.
 
         Args:
             images: (B, C, H, W) uint8; not changed.
@@ -71,7 +71,7 @@ class Augmentation:
             Images (B, C, H, W) float32, and targets: `labels` itself, or with mixup or cutmix the probabilities of
             the labels, (B, K) float32.
         """
-        return self.normalise_and_mix(self.distort(images), labels)
+        return self.normalize_and_mix(self.distort(images), labels)
 
     def batches_at_once(self, pixels: int) -> int:
         """Of how many batches, each of so many values, `distort` had best get the images together.
@@ -98,10 +98,10 @@ class Augmentation:
         return images
 
     @torch.no_grad()
-    def normalise_and_mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def normalize_and_mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Do the rest to the images (B, C, H, W) uint8 of one batch; takes and returns what a call does."""
         config = self._config
-        inputs = normalise(images, self._mean, self._std)
+        inputs = normalize(images, self._mean, self._std)
         if config.random_erasing:
             inputs = inputs.masked_fill(self._draw_erased(inputs), 0)
         if config.mixup_alpha and config.cutmix_alpha:
@@ -206,7 +206,7 @@ def rectangles(
 def _channel_constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand (1, C, 1, 1) that normalise 0..255; kept, because copying them to a GPU makes it wait."""
+    """Factor and summand (1, C, 1, 1) that normalize 0..255; kept, because copying them to a GPU makes it wait."""
     # Evaluation may come first, and a cached inference tensor would be of no use to training.
     with torch.inference_mode(False):
         means, stds = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))

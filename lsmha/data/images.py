@@ -38,7 +38,7 @@ class LabeledImages:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Three splits of one data set, with what a model and its input normalisation need to know about them."""
+    """Three splits of one data set, with what a model and its input normalization need to know about them."""
 
     name: str
     """Name of the source, as in `DataConfig.name`."""
@@ -53,7 +53,7 @@ class Dataset:
     mean: tuple[float, ...]
     """Mean of each channel over the training pixels, in [0, 1]."""
     std: tuple[float, ...]
-    """Standard deviation of each channel over the training pixels, in [0, 1]; at least one grey level."""
+    """Standard deviation of each channel over the training pixels, in [0, 1]; at least one gray level."""
     fingerprint: str
     """SHA-256 (hex) of the test images and labels; predictions compare only where it is equal."""
 

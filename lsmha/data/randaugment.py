@@ -59,7 +59,7 @@ _BLENDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _REST: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
     "identity": lambda images, strength: images,
     "posterize": lambda images, strength: tv.posterize(images, bits=8 - round(4 * strength)),
-    # As torchvision's, in a fifth of the time: torch's choice between bytes is not vectorised.
+    # As torchvision's, in a fifth of the time: torch's choice between bytes is not vectorized.
     "solarize": lambda images, strength: images ^ (255 * (images >= 255 * (1 - strength)).to(torch.uint8)),
     # Each channel is an image to torchvision, which takes 1 or 3 of them only.
     "auto_contrast": lambda images, strength: tv.autocontrast(images.flatten(0, 1).unsqueeze(1)).view_as(images),

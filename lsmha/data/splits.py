@@ -1,4 +1,4 @@
-"""Stratified selections of labelled images.
+"""Stratified selections of labeled images.
 
 scikit-learn's `StratifiedShuffleSplit` refuses a class with a single image and parts smaller than the number of
 classes, both of which occur in long-tailed or small sets; here the former stays in training and the latter is allowed.

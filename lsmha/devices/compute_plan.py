@@ -153,7 +153,7 @@ def _kernels_to_try(model: ModelConfig, device: torch.device, *, training: bool,
     if not model.has_attention:
         return [default]
     makes_a_difference: dict[AttentionKernel, bool] = {
-        "materialised": True,
+        "materialized": True,
         "sdpa": True,
         "sdpa-padded": model.head_dim % PADDED_TO > 0,
         "sdpa-fp32": bf16,

@@ -45,7 +45,7 @@ def _cpu_supports_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpuinfo("flags").split())
 
 
-class UtilisationMeter:
+class UtilizationMeter:
     """How busy this process keeps its device."""
 
     def __init__(self, device: torch.device) -> None:

@@ -10,13 +10,13 @@ import torch
 
 def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     """Wall time of a call, from an idle device to an idle device."""
-    _synchronise(device)
+    _synchronize(device)
     started = time.perf_counter()
     work()
-    _synchronise(device)
+    _synchronize(device)
     return time.perf_counter() - started
 
 
-def _synchronise(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -26,7 +26,7 @@ import torch
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency.timing import LatencyMeasurement, measure_latency
 
-SENTINEL = ModelConfig(img_size=32, num_classes=10, embed_dim=128, depth=2, num_heads=2, attention="materialised")
+SENTINEL = ModelConfig(img_size=32, num_classes=10, embed_dim=128, depth=2, num_heads=2, attention="materialized")
 MOST_DRIFT = 0.1
 """How far, as a part, the sentinel may be from its median in a round that counts."""
 

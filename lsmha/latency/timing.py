@@ -63,7 +63,7 @@ class LatencyMeasurement:
     threads: int
     """CPU threads in use while timing."""
     attention: str
-    """Attention kernel in effect, such as "materialised" or "sdpa (flash)"; "none" for a plain CNN."""
+    """Attention kernel in effect, such as "materialized" or "sdpa (flash)"; "none" for a plain CNN."""
     torch_version: str
     """Version of torch, build included."""
     sentinel_ms: float | None = None

@@ -29,16 +29,16 @@ class AttentionKernels(NamedTuple):
 def default_kernels(device_type: str) -> AttentionKernels:
     """Kernels that do well without a measurement.
 
-    On CPUs, materialising the weights trains faster in bfloat16 (by 2x at few heads, and not at hundreds), while
+    On CPUs, materializing the weights trains faster in bfloat16 (by 2x at few heads, and not at hundreds), while
     `scaled_dot_product_attention` wins inference by up to 10x at 256 heads. On GPUs it has fused kernels for both.
     """
-    return AttentionKernels("materialised" if device_type == "cpu" else "sdpa", "sdpa")
+    return AttentionKernels("materialized" if device_type == "cpu" else "sdpa", "sdpa")
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *, dropout: float = 0.0) -> Tensor:
     """softmax(query key^T / sqrt(d)) value for each head, with dropout on the weights; all (B, H, N, d)."""
     head_dim = query.shape[-1]
-    if kernel == "materialised":
+    if kernel == "materialized":
         # The query is scaled, not the product, which has N / d times as many elements.
         attn_weights = (query * head_dim**-0.5 @ key.transpose(-2, -1)).softmax(dim=-1)
         if dropout:
@@ -56,7 +56,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *
 def kernel_name(kernel: AttentionKernel, query: Tensor) -> str:
     """The kernel with, for `sdpa`, what torch runs for such a query (B, H, N, d) without dropout: `sdpa (flash)`."""
     choice = getattr(torch, "_fused_sdp_choice", None)  # private, there from torch 2.0 to 2.15 at least
-    if kernel == "materialised" or choice is None:
+    if kernel == "materialized" or choice is None:
         return kernel
     if kernel == "sdpa-padded":
         query = F.pad(query, (0, -query.shape[-1] % PADDED_TO))

@@ -23,11 +23,11 @@ class ModelCost(NamedTuple):
 def model_cost(config: ModelConfig) -> ModelCost:
     """Cost of one network by torch's own flop counter (half its count: a multiply-accumulate is two operations).
 
-    Counted with materialised attention, the one form the counter sees whole on every device; the number does not
+    Counted with materialized attention, the one form the counter sees whole on every device; the number does not
     depend on the kernel that runs. Matrix products and convolutions count; norms, activations and softmax do not.
     """
     with torch.device("meta"):
-        model = CCT(config.model_copy(update={"attention": "materialised"})).eval()
+        model = CCT(config.model_copy(update={"attention": "materialized"})).eval()
         images = torch.empty(1, config.in_channels, config.img_size, config.img_size)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)

@@ -54,7 +54,7 @@ VARIANTS: dict[str, ModelConfig] = _published_variants()
 
 
 def create_model(model: str | ModelConfig, **overrides: Any) -> CCT:
-    """A freshly initialised model from a published name or a configuration, with fields replaced by `overrides`.
+    """A freshly initialized model from a published name or a configuration, with fields replaced by `overrides`.
 
     Raises:
         ValueError: The name is not in `VARIANTS`, or the overrides make no valid `ModelConfig`.

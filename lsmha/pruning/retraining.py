@@ -31,7 +31,7 @@ class WeightMask(nn.Module):
 
 
 def apply_masks(model: CCT, masks: Mapping[str, Tensor]) -> None:
-    """Mask parameters of the model in place: whatever an optimiser does, the network computes with zeros there.
+    """Mask parameters of the model in place: whatever an optimizer does, the network computes with zeros there.
 
     A masked weight becomes a function of the stored one (`torch.nn.utils.parametrize`). Momentum, weight decay and
     moving averages work on the stored one and cannot bring a removed weight back; checkpoints hold the masks too.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lsmha.config import ModelConfig
-from lsmha.data import Dataset, LabeledImages, normalise
+from lsmha.data import Dataset, LabeledImages, normalize
 from lsmha.models.cct import CCT
 from lsmha.training.memory import inference_memory, total_memory
 
@@ -35,7 +35,7 @@ def predict_logits(
 ) -> Tensor:
     """Logits (n, num_classes), float32 on the CPU, of uint8 images (n, C, height, width), by the model in eval mode.
 
-    Images are normalised with the mean and standard deviation of `dataset`'s training split. `bf16` autocasts to
+    Images are normalized with the mean and standard deviation of `dataset`'s training split. `bf16` autocasts to
     bfloat16: faster where the device computes in it, and close enough to follow a training run. Batches are the largest
     that fit; networks of others have `BATCH_SIZE`.
     """
@@ -46,7 +46,7 @@ def predict_logits(
         while done < len(images):
             batch = images[done : done + batch_size]
             try:
-                of_batch = model(normalise(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
+                of_batch = model(normalize(batch.to(device, non_blocking=True), dataset.mean, dataset.std))
             except torch.cuda.OutOfMemoryError:  # others share the device
                 if batch_size == 1:
                     raise

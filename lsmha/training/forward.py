@@ -30,7 +30,7 @@ def training_forward(network: CCT, mode: RunMode, kernels: AttentionKernels, ima
         network: In training mode, where it is to be trained.
         mode: eager, compiled or cuda-graph.
         kernels: The attention kernels that it uses.
-        images: A batch as all will be, normalised.
+        images: A batch as all will be, normalized.
         bf16: Whether under autocast to bfloat16.
 
     Raises:

@@ -78,7 +78,7 @@ def _upper_bound(model: ModelConfig, images: int) -> float:
 
 @lru_cache(maxsize=4096)
 def training_memory(model: ModelConfig, train: TrainConfig, *, kernel: AttentionKernel, bf16: bool, images: int) -> int:
-    """Bytes of all tensors at the peak of a training step: weights, gradients, optimiser, average of the weights, what
+    """Bytes of all tensors at the peak of a training step: weights, gradients, optimizer, average of the weights, what
     the forward pass keeps, and temporaries.
 
     The step is made in full, on torch's fake tensors, which have sizes but no contents: it takes tenths of a second and

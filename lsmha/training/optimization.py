@@ -1,4 +1,4 @@
-"""Optimisers and the learning-rate schedule of a recipe."""
+"""Optimizers and the learning-rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def build_optimizer(
 
 
 def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, config: TrainConfig) -> float:
-    """Learning rate of optimiser step `step` (0-based): linear warm-up, then a cosine to `min_lr_ratio` of the peak.
+    """Learning rate of optimizer step `step` (0-based): linear warm-up, then a cosine to `min_lr_ratio` of the peak.
 
     A pure function of the step, so that a resumed run needs no schedule state.
     """

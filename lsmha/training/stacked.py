@@ -185,7 +185,7 @@ class StackedTrainer:
             gradient *= factors.view(-1, *[1] * (gradient.ndim - 1))
 
     def _share_optimizer_state(self) -> None:
-        """Let the trainers' own optimisers, which make no steps, have their part of the state, to be saved."""
+        """Let the trainers' own optimizers, which make no steps, have their part of the state, to be saved."""
         for index, trainer in enumerate(self.trainers):
             for name, parameter in trainer.model.named_parameters():
                 state = self._optimizer.state.get(self._parameters[name])

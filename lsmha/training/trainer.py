@@ -62,12 +62,12 @@ class Trainer:
     """A training run that can stop after any epoch and go on exactly where it was.
 
     Everything random in epoch e (data order, dropout, augmentation) is drawn from generators seeded by (seed, e, rank),
-    so model, optimiser and epoch number are the whole state. Where `torch.distributed` is initialised, each rank takes
+    so model, optimizer and epoch number are the whole state. Where `torch.distributed` is initialized, each rank takes
     its share of every global batch and gradients are averaged: but for dropout and augmentation, the updates are those
     of one rank. (Batch norm sees the whole batch on GPUs, through SyncBatchNorm; on CPUs, which have none, each rank's
     own share.)
 
-    It starts from freshly initialised weights, or from `model`, which it takes over. Where the device has `memory`
+    It starts from freshly initialized weights, or from `model`, which it takes over. Where the device has `memory`
     bytes for it, a step that takes more is not begun.
 
     Raises:
@@ -288,7 +288,7 @@ class Trainer:
             labels = self.labels[some].to(self.device, non_blocking=True)
             distorted = self.augment.distort(images.flatten(0, 1)).view_as(images)
             for one in zip(distorted, labels, strict=True):
-                yield self.augment.normalise_and_mix(*one)
+                yield self.augment.normalize_and_mix(*one)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self._forward is None:
@@ -359,7 +359,7 @@ def train(
     """Train to the end of the recipe, from the start or from a checkpoint, and return the finished run.
 
     `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run. `model`, which is taken
-    over, replaces the freshly initialised weights of the start. `memory` is what the device has for it, in bytes.
+    over, replaces the freshly initialized weights of the start. `memory` is what the device has for it, in bytes.
 
     The run goes on from the newest good state at `resume_from`, and starts over where there is none. `on_damage` gets
     one line, on every rank, when files there are damaged: which, and where the run goes on.

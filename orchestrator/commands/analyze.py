@@ -36,7 +36,7 @@ from orchestrator.stages.outcomes import Outcomes
 
 
 def analyze_run(run: Path, overrides: list[str], console: Console, *, address: str | None, quiet: bool) -> int:
-    """Analyse the trained finalists of a run, in place of earlier analyses; exit code 1 if one failed.
+    """Analyze the trained finalists of a run, in place of earlier analyses; exit code 1 if one failed.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -68,7 +68,7 @@ def analyze_checkpoint(
     address: str | None,
     quiet: bool,
 ) -> int:
-    """Analyse one network: a folder with our weights, or a file of published ones. Returns the exit code.
+    """Analyze one network: a folder with our weights, or a file of published ones. Returns the exit code.
 
     Args:
         checkpoint: As `lsmha.training.saved.load_checkpoint` takes it.

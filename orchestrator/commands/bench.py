@@ -20,7 +20,7 @@ at a time; ways take turns, and a ratio is of two ways in the same turn. Values 
 to highest), after a warm-up; a turn takes about 3 s, or one step where that takes longer.
 
 vit-pytorch's network trains in a plain loop, by torch's AdamW as it comes, on batches that are in memory already,
-normalised. lsmha trains as in a sweep: images are gathered, flipped, shifted and normalised in the step, precision and
+normalized. lsmha trains as in a sweep: images are gathered, flipped, shifted and normalized in the step, precision and
 attention kernel are those of `auto`, the allocator has the settings of its workers. Images are random: the cost does
 not depend on them."""
 PROTOCOL_OF_TIMM = """

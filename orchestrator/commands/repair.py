@@ -37,7 +37,7 @@ def repair_run(folder: Path, console: Console) -> None:
         ledger.write_config(ledger.config)
         write_derived_files(ledger, {"complete": False} if lost else None)
     trials, finalists = len(ledger.trials), len(ledger.finalists)
-    found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyses are recorded")
+    found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyzes are recorded")
     found.append("config.yaml, tables, study, plot and summary are made again from them")
     print_plain(console, "\n".join(found))
 

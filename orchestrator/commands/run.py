@@ -114,8 +114,8 @@ def run_sweep(
             raise
     wanted = config.finalists.max_finalists or config.finalists.include
     tested = any(record.completed for record in ledger.finalists)
-    analysed = all(one["status"] == "completed" for one in ledger.analyses.values())
-    return 0 if ledger.front() and (tested or not wanted) and analysed and committed else 1
+    analyzed = all(one["status"] == "completed" for one in ledger.analyses.values())
+    return 0 if ledger.front() and (tested or not wanted) and analyzed and committed else 1
 
 
 def _own(folder: Path, config: SweepConfig, session: ExitStack) -> Ledger:

@@ -92,7 +92,7 @@ class ObjectiveConfig(Config):
     """One axis of the front."""
 
     metric: Metric
-    """What to optimise. `params` and `macs` are counts, `latency_ms` is per image, `seconds` is training time."""
+    """What to optimize. `params` and `macs` are counts, `latency_ms` is per image, `seconds` is training time."""
     direction: Literal["maximize", "minimize"]
     """Which way is better."""
 

@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.devices.hardware import UtilisationMeter
+from lsmha.devices.hardware import UtilizationMeter
 from lsmha.io.paths import is_remote, path_of
 from lsmha.training import DivergenceError, EpochMetrics, StackedTrainer, Trainer, train
 from lsmha.training.logits import save_logits
@@ -33,7 +33,7 @@ Tell = Callable[[str, Any], None]
 
 GPU_MEMORY = "gpu_memory_gib"
 """What is told of an epoch besides its metrics: the peak of GPU memory since the job began, 0 on CPUs."""
-UTILISATION = "utilisation"
+UTILIZATION = "utilization"
 """Likewise: how busy the device was in the epoch, 0 to 1; None where that is not known."""
 
 
@@ -86,12 +86,12 @@ def run_job(
     as failed, and the result is None; other exceptions propagate.
     """
     _prepare(device, threads)
-    utilisation = UtilisationMeter(device)
+    utilization = UtilizationMeter(device)
 
     def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
         if trainer.rank == 0:
             trainer.save(job.checkpoint)
-        tell("epoch", metrics.asdict() | _besides(device, utilisation.read()))
+        tell("epoch", metrics.asdict() | _besides(device, utilization.read()))
 
     try:
         trainer = train(
@@ -119,7 +119,7 @@ def run_stack(
         Whether it did: not if they were broken off at different epochs, or the memory is too small for all of them.
     """
     _prepare(device, threads)
-    utilisation = UtilisationMeter(device)
+    utilization = UtilizationMeter(device)
     seeds = [job.train.seed for job in jobs]
     memory = free_memory(device)
     try:
@@ -131,7 +131,7 @@ def run_stack(
     failed: set[str] = set()
     while stack.trainers[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs):
         outcomes = stack.run_epoch()
-        besides = _besides(device, utilisation.read())
+        besides = _besides(device, utilization.read())
         for job, trainer, outcome, tell in zip(jobs, stack.trainers, outcomes, tells, strict=True):
             if job.id in failed:
                 continue
@@ -155,9 +155,9 @@ def _prepare(device: torch.device, threads: int) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _besides(device: torch.device, utilisation: float | None) -> dict[str, float | None]:
+def _besides(device: torch.device, utilization: float | None) -> dict[str, float | None]:
     """What is told of an epoch besides its metrics."""
-    return {GPU_MEMORY: _peak_memory_gib(device), UTILISATION: utilisation}
+    return {GPU_MEMORY: _peak_memory_gib(device), UTILIZATION: utilization}
 
 
 def _result(trainer: Trainer, job: TrialJob) -> dict[str, Any]:

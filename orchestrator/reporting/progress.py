@@ -23,7 +23,7 @@ from orchestrator.search.space import Point, describe_point
 _SHOWN = {
     "val_accuracy": "val_accuracy {:.4f}",
     "images_per_s": "{:,.0f} images/s",
-    "utilisation": "device {:.0%} busy",
+    "utilization": "device {:.0%} busy",
 }
 """What a running trial shows of its last epoch."""
 

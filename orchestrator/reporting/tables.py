@@ -29,7 +29,7 @@ def analysis_table(name: str, blocks: Iterable[Mapping[str, Any]]) -> Table:
             f"{row['readout_accuracy']:.4f}",
             *(_number(row[column]) for column in ("clusters_per_head", "cluster_size", "noise")),
             *(_number(row[column]) for column in ("field_snr", "mean_head_snr")),
-            str(row["num_unrecognised_labels"]),
+            str(row["num_unrecognized_labels"]),
         )
     return table
 

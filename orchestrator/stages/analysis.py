@@ -28,7 +28,7 @@ from orchestrator.stages.outcomes import Outcomes
 
 @dataclass(frozen=True)
 class AnalysisJob:
-    """One network to analyse."""
+    """One network to analyze."""
 
     id: str
     checkpoint: Path
@@ -43,7 +43,7 @@ class AnalysisJob:
 def analyse_checkpoint(
     job: AnalysisJob, dataset: Dataset, device: torch.device, on_progress: OnProgress
 ) -> list[dict[str, Any]]:
-    """Analyse one network, write tables and plots to the job's folder, and return the rows of its blocks."""
+    """Analyze one network, write tables and plots to the job's folder, and return the rows of its blocks."""
     model = load_checkpoint(job.checkpoint, img_size=dataset.img_size, num_heads=job.num_heads)
     analysis = analyze(model, dataset, job.config, device=device, on_progress=on_progress)
     save_analysis(analysis, job.out)
@@ -54,14 +54,14 @@ def analyse_checkpoint(
 def analyse_finalists(
     config: SweepConfig, ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef, repeat: bool
 ) -> None:
-    """Analyse a run's trained finalists as `config` says and record what comes out; with `repeat`, also those that were
-    analysed so before."""
+    """Analyze a run's trained finalists as `config` says and record what comes out; with `repeat`, also those that were
+    analyzed so before."""
     settings = config.analysis.plain()
     keys = {record.id: _key(record, settings) for record in ledger.finalists if record.completed}
     jobs = [
         AnalysisJob(run_id, ledger.finalist_folder(run_id), ledger.analysis_folder(run_id), settings)
         for run_id, key in keys.items()
-        if repeat or not _is_analysed(ledger, run_id, key)
+        if repeat or not _is_analyzed(ledger, run_id, key)
     ]
     if not jobs:
         return
@@ -86,7 +86,7 @@ def _key(finalist: TrialRecord, settings: AnalysisConfig) -> str:
     return key_of({"finalist": finalist.key, "settings": settings.model_dump(mode="json")})
 
 
-def _is_analysed(ledger: Ledger, run_id: str, key: str) -> bool:
+def _is_analyzed(ledger: Ledger, run_id: str, key: str) -> bool:
     before = ledger.analyses.get(run_id, {})
     done = (before.get("key"), before.get("status")) == (key, "completed")
     return done and (ledger.analysis_folder(run_id) / "analysis.json").is_file()  # written last

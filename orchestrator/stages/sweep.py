@@ -1,4 +1,4 @@
-"""The stages of a sweep: search the space, train and test the finalists, analyse them, form their committees."""
+"""The stages of a sweep: search the space, train and test the finalists, analyze them, form their committees."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lsmha.training.logits import logits_path
 from orchestrator.cluster.capacity import Capacity, concurrent_trials
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.execution.latency import LatencyCache, architecture_key
-from orchestrator.execution.worker import GPU_MEMORY, UTILISATION, TrialJob
+from orchestrator.execution.worker import GPU_MEMORY, UTILIZATION, TrialJob
 from orchestrator.execution.worker_pool import Crews
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.progress import Progress
@@ -79,7 +79,7 @@ class _Recorder:
 
     def epoch_ended(self, job_id: str, told: dict[str, Any]) -> None:
         self._metrics.epoch_ended(job_id, told.get("images_per_s"), told.get(GPU_MEMORY))
-        metrics = {name: value for name, value in told.items() if name not in (GPU_MEMORY, UTILISATION)}
+        metrics = {name: value for name, value in told.items() if name not in (GPU_MEMORY, UTILIZATION)}
         self._entries[job_id].curve[metrics["epoch"]] = metrics
         self._progress.epoch_ended(job_id, told)
 
@@ -235,7 +235,7 @@ class Sweep:
         self._train(entries, resources=self.config.finalist_resources(), add=self.ledger.add_finalist)
 
     def analyse_finalists(self) -> None:
-        """Read out of every trained finalist what its heads, nodes and filters recognise."""
+        """Read out of every trained finalist what its heads, nodes and filters recognize."""
         if self.config.analysis.enabled:
             analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays, repeat=False)
 

@@ -35,7 +35,7 @@ SECTIONS: dict[str, Any] = {
     "finalists": {"max_finalists": 1, "seeds": [0, 1]},
     "analysis": {"permutations": 10, "readout": {"max_train_images": 50}},
 }
-"""Some trials, two finalist runs, their analyses and committee."""
+"""Some trials, two finalist runs, their analyzes and committee."""
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ def test_included_points_are_finalists(run: Path) -> None:
     assert finalists(run) == [f"t{number:04d}-s{seed}" for number in range(5) for seed in (0, 1)]
 
 
-def test_every_finalist_is_analysed(run: Path) -> None:
+def test_every_finalist_is_analyzed(run: Path) -> None:
     rows = pd.read_parquet(run / "analysis.parquet")
     assert sorted(rows["id"].unique()) == finalists(run)
     for run_id in finalists(run):

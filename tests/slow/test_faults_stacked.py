@@ -10,7 +10,7 @@ from faults import Fault, Kill
 from running_sweep import Sweep
 
 SEEDS_TOGETHER = {
-    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialised", "attn_drop": 0.0, "drop_path": 0.0},
+    "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized", "attn_drop": 0.0, "drop_path": 0.0},
     "search": {"sampler": "grid", "num_trials": 1, "wave_size": 1},
     "space": {"depth": [1]},
     "finalists": {

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_round_measures_each_network_or_says_why_not() -> None:
-    heavy = TINY.model_copy(update={"img_size": 512, "num_heads": 8, "attention": "materialised"})  # 2^35 weights
+    heavy = TINY.model_copy(update={"img_size": 512, "num_heads": 8, "attention": "materialized"})  # 2^35 weights
     made = measure_round([TINY, heavy, TINY], QUICK, device=CPU)
     first, failed, last = made.measured
     assert made.sentinel_ms > 0

@@ -44,7 +44,7 @@ def sweep(cli: Cli, space: Path, out: Path, together: int) -> tuple[pd.DataFrame
 def test_seeds_trained_together_are_as_if_trained_apart(cli: Cli, space_file: Any, tmp_path: Path) -> None:
     space = space_file(
         tmp_path,
-        model={"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialised", "attn_drop": 0.0, "drop_path": 0.0},
+        model={"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized", "attn_drop": 0.0, "drop_path": 0.0},
         train={"epochs": 2, "batch_size": 50, "precision": "fp32"},
         space={"num_heads": [4], "depth": [2]},
         search={"num_trials": 1, "wave_size": 1},

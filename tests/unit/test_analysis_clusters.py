@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lsmha.analysis.clusters import binarise_fields, find_clusters, greedy_clusters
+from lsmha.analysis.clusters import binarize_fields, find_clusters, greedy_clusters
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 FIELDS = np.load(FIXTURES / "field_clusters.npz")
@@ -29,7 +29,7 @@ def test_clusters_are_those_of_the_published_code(name: str) -> None:
     expected = [head["clusters"] for head in PUBLISHED[name]]
     assert find_clusters(FIELDS[name]) == expected
     assert find_clusters(torch.from_numpy(FIELDS[name])) == expected
-    ones = binarise_fields(FIELDS[name])
+    ones = binarize_fields(FIELDS[name])
     assert ones.dtype == bool
     assert ones.sum(axis=(1, 2)).tolist() == [head["ones"] for head in PUBLISHED[name]]
 
@@ -47,7 +47,7 @@ def test_clusters_keep_to_their_definition(fields: np.ndarray) -> None:
         peak = matrix.max()
         ones = matrix / peak > np.float32(0.3) if peak > 0 else np.zeros(matrix.shape, dtype=bool)
         left = np.flatnonzero(np.diag(ones)).tolist()
-        # Disjoint, and each recognised label in exactly one.
+        # Disjoint, and each recognized label in exactly one.
         assert sorted(label for cluster in clusters for label in cluster) == left
         for cluster in clusters:
             assert all(type(label) is int for label in cluster)
@@ -72,7 +72,7 @@ def test_rows_are_inputs_and_columns_outputs() -> None:
     fields = np.zeros((1, 3, 3))
     fields[0, 0, 2] = 2.0
     fields[0, 1, 1] = 1.0
-    assert np.argwhere(binarise_fields(fields)[0]).tolist() == [[0, 2], [1, 1]]
+    assert np.argwhere(binarize_fields(fields)[0]).tolist() == [[0, 2], [1, 1]]
 
 
 def test_greedy_order_by_hand() -> None:
@@ -96,13 +96,13 @@ def test_maximum_may_be_off_the_diagonal() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
-def test_no_positive_field_recognises_nothing(value: float) -> None:
+def test_no_positive_field_recognizes_nothing(value: float) -> None:
     fields = np.full((2, 4, 4), value)
-    assert not binarise_fields(fields, threshold=0.0).any()
+    assert not binarize_fields(fields, threshold=0.0).any()
     assert find_clusters(fields) == [[], []]
 
 
-def test_zero_among_negative_fields_recognises_nothing() -> None:
+def test_zero_among_negative_fields_recognizes_nothing() -> None:
     assert find_clusters([[[0.0, -1.0], [-1.0, -1.0]]]) == [[]]
 
 
@@ -134,7 +134,7 @@ def test_arguments_are_left_alone() -> None:
     fields = FIELDS["k10"].copy()
     find_clusters(fields)
     np.testing.assert_array_equal(fields, FIELDS["k10"])
-    ones = binarise_fields(fields)[1]
+    ones = binarize_fields(fields)[1]
     before = ones.copy()
     greedy_clusters(ones)
     np.testing.assert_array_equal(ones, before)

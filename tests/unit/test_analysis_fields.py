@@ -13,7 +13,7 @@ from lsmha.analysis.fields import group_fields, measure_fields
 from lsmha.analysis.readouts import ReadOut, build_readouts
 from lsmha.analysis.streaming import stream_taps
 from lsmha.analysis.taps import Tap, taps_of, watch_taps
-from lsmha.data import Dataset, LabeledImages, normalise
+from lsmha.data import Dataset, LabeledImages, normalize
 from lsmha.models import CCT
 from lsmha.training import evaluate
 
@@ -38,7 +38,7 @@ def readouts_of(model: CCT, pooling: str, kinds: tuple[str, ...] = ALL_TAPS) -> 
 def tokens_of(model: CCT, taps: list[Tap], dataset: Dataset) -> dict[Tap, Tensor]:
     kept: dict[Tap, Tensor] = {}
     with watch_taps(model, taps, kept.__setitem__), torch.no_grad():
-        model(normalise(dataset.test.images, dataset.mean, dataset.std))
+        model(normalize(dataset.test.images, dataset.mean, dataset.std))
     return kept
 
 
@@ -56,7 +56,7 @@ def test_taps_read_what_the_blocks_compute() -> None:
     ]
     tokens = tokens_of(model, taps, dataset)
     with torch.no_grad():
-        heads = model.forward_heads(normalise(dataset.test.images, dataset.mean, dataset.std)).head_outputs
+        heads = model.forward_heads(normalize(dataset.test.images, dataset.mean, dataset.std)).head_outputs
     for block in (1, 2):
         torch.testing.assert_close(tokens[Tap("attn", block)], heads[block].transpose(1, 2).flatten(2))
         assert tokens[Tap("mlp", block)].shape[-1] == model.config.mlp_dim
@@ -144,7 +144,7 @@ def test_silencing_in_the_network_is_silencing_at_the_tap() -> None:
     model, dataset = network(), tiny_dataset()
     readouts = readouts_of(model, "sequence", ("attn",))
     fields, accuracy, _ = measure_fields(model, readouts, dataset, device=CPU, pooling_weights="silenced")
-    inputs, last = normalise(dataset.test.images, dataset.mean, dataset.std), Tap("attn", 2)
+    inputs, last = normalize(dataset.test.images, dataset.mean, dataset.std), Tap("attn", 2)
     for head in range(4):
         mask = torch.ones(3, 4)
         mask[2] = torch.eye(4)[head]
@@ -188,7 +188,7 @@ def test_fields_of_filters_equal_the_published_computation() -> None:
     torch.manual_seed(0)
     vgg, dataset = SmallVGG().eval(), tiny_dataset()
     with torch.no_grad():
-        maps = vgg.features(normalise(dataset.test.images, dataset.mean, dataset.std))
+        maps = vgg.features(normalize(dataset.test.images, dataset.mean, dataset.std))
         weight = vgg.classifier.weight.view(3, 10, 4, 4)
         published = mean_by_label(torch.einsum("bchw,kchw->bck", maps, weight), dataset).transpose(0, 1)
         ours = group_fields(

@@ -1,4 +1,4 @@
-"""Read-outs: both solvers minimise what they say, all taps at once, on a network that stays as it is."""
+"""Read-outs: both solvers minimize what they say, all taps at once, on a network that stays as it is."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tiny_data import assert_same_bits, tiny_dataset, tiny_model
 from torch.nn import functional as F
 
 from lsmha.analysis import fitting
-from lsmha.analysis.fitting import fit_readouts, minimise_cross_entropy
+from lsmha.analysis.fitting import fit_readouts, minimize_cross_entropy
 from lsmha.analysis.readouts import ReadOut
 from lsmha.analysis.taps import Tap, taps_of
 from lsmha.config import AnalysisConfig, AugmentConfig, ReadoutConfig
@@ -46,7 +46,7 @@ def features_of(num_images: int, width: int, *, num_classes: int) -> tuple[torch
 @pytest.mark.parametrize("weight_decay", [1e-3, 0.1])
 def test_lbfgs_finds_the_minimum(weight_decay: float) -> None:
     features, labels = features_of(300, 12, num_classes=4)
-    weight = minimise_cross_entropy(features, labels, 4, weight_decay=weight_decay, max_iterations=2000)
+    weight = minimize_cross_entropy(features, labels, 4, weight_decay=weight_decay, max_iterations=2000)
     reference = LogisticRegression(C=1 / (len(labels) * weight_decay), fit_intercept=False, tol=1e-10, max_iter=10_000)
     expected = reference.fit(features.double().numpy(), labels.numpy()).coef_
 
@@ -62,7 +62,7 @@ def test_lbfgs_finds_the_minimum(weight_decay: float) -> None:
 def test_lbfgs_with_a_dead_unit() -> None:
     features, labels = features_of(60, 5, num_classes=3)
     features[:, 2] = 0
-    weight = minimise_cross_entropy(features, labels, 3, weight_decay=1e-3, max_iterations=200)
+    weight = minimize_cross_entropy(features, labels, 3, weight_decay=1e-3, max_iterations=200)
     assert torch.isfinite(weight).all()
     assert (weight[:, 2] == 0).all()
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lsmha.analysis.clusters import binarise_fields, find_clusters
+from lsmha.analysis.clusters import binarize_fields, find_clusters
 from lsmha.analysis.statistics import ClusterMeans, FieldStatistics, field_statistics
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -64,7 +64,7 @@ def test_measured_snr_is_that_of_a_plain_loop(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["k10", "k100", "edges"])
 def test_cluster_snr_is_that_of_the_summed_binary_fields(name: str) -> None:
-    total = binarise_fields(FIELDS[name]).sum(axis=0)
+    total = binarize_fields(FIELDS[name]).sum(axis=0)
     wrong = total[~np.eye(len(total), dtype=bool)]
     assert field_statistics(FIELDS[name]).cluster_snr == pytest.approx(np.diag(total).mean() / wrong.mean())
 
@@ -74,7 +74,7 @@ def test_cluster_snr_is_that_of_the_summed_binary_fields(name: str) -> None:
 def test_noise_is_what_lies_outside_the_clusters(fields: np.ndarray) -> None:
     found = field_statistics(fields)
     assert found.clusters == find_clusters(fields)
-    for head, ones in enumerate(binarise_fields(fields)):
+    for head, ones in enumerate(binarize_fields(fields)):
         outside = ones.copy()
         for cluster in found.clusters[head]:
             outside[np.ix_(cluster, cluster)] = False
@@ -141,7 +141,7 @@ def test_signal_without_noise_is_infinite() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0])
-def test_no_head_recognises_anything(value: float) -> None:
+def test_no_head_recognizes_anything(value: float) -> None:
     found = field_statistics(np.full((2, 3, 3), value))
     assert found.empty.all()
     assert found.cluster_sizes == {}

@@ -24,7 +24,7 @@ def _jaccard(incidence: np.ndarray) -> float:
     return float(np.mean([len(a & b) / len(a | b) for a, b in pairs]))
 
 
-def test_incidence_is_the_binarised_diagonal() -> None:
+def test_incidence_is_the_binarized_diagonal() -> None:
     fields = np.array([[[1.0, 0.9], [0.9, 0.25]], [[-1.0, 5.0], [0.0, 2.0]], [[-1.0, -1.0], [-1.0, -1.0]]])
     expected = [[True, False], [False, True], [False, False]]
     assert head_label_incidence(fields).tolist() == expected
@@ -45,7 +45,7 @@ def test_counts_by_hand() -> None:
     found = symmetry_breaking(incidence, permutations=10)
     assert found.heads_per_label.tolist() == [2, 2, 2, 0, 1]
     assert found.labels_per_head.tolist() == [2, 3, 2, 0]
-    assert found.unrecognised_labels == [3]
+    assert found.unrecognized_labels == [3]
     # Heads 0 and 1 share two labels of three, 1 and 2 one of four, 0 and 2 none; three pairs hold the empty head.
     assert found.mean_overlap == pytest.approx((2 + 1) / 6)
     assert found.mean_jaccard == pytest.approx((2 / 3 + 1 / 4) / 6)
@@ -90,7 +90,7 @@ def test_null_has_the_exact_moments() -> None:
     assert found.null_std_overlap == pytest.approx(std, rel=0.05)
 
 
-def test_heads_that_specialise_stand_out() -> None:
+def test_heads_that_specialize_stand_out() -> None:
     disjoint = np.kron(np.eye(8, dtype=bool), np.ones((1, 5), dtype=bool))
     found = symmetry_breaking(disjoint)
     assert found.mean_overlap == 0.0
@@ -130,14 +130,14 @@ def test_heads_that_cannot_differ(known: bool) -> None:
     assert found.null_std_overlap == 0.0
     assert (found.p_smaller, found.p_larger) == (1.0, 1.0)
     np.testing.assert_equal(found.mean_jaccard, 1.0 if known else math.nan)
-    assert found.unrecognised_labels == ([] if known else [0, 1, 2, 3])
+    assert found.unrecognized_labels == ([] if known else [0, 1, 2, 3])
 
 
 def test_one_head_has_no_overlap() -> None:
     found = symmetry_breaking(np.array([[True, False, True]]))
     assert found.heads_per_label.tolist() == [1, 0, 1]
     assert found.labels_per_head.tolist() == [2]
-    assert found.unrecognised_labels == [1]
+    assert found.unrecognized_labels == [1]
     pairwise = (found.mean_overlap, found.mean_jaccard, found.null_mean_overlap, found.null_std_overlap)
     assert all(map(math.isnan, (*pairwise, found.p_smaller, found.p_larger)))
 

@@ -69,7 +69,7 @@ def test_failure_to_remove_the_temporary_does_not_hide_the_first_error(
         _write_half_then_raise(tmp_path / "result.json")
 
 
-def test_temporary_path_is_a_hidden_neighbour_with_the_same_suffix(tmp_path: Path) -> None:
+def test_temporary_path_is_a_hidden_neighbor_with_the_same_suffix(tmp_path: Path) -> None:
     with atomic_path(str(tmp_path / "figure.png")) as temporary:
         assert temporary.parent == tmp_path  # the same file system, or renaming would copy
         assert temporary.suffix == ".png"

@@ -11,7 +11,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as torchvision_transforms
 
 from lsmha.config import AugmentConfig
-from lsmha.data import Augmentation, normalise
+from lsmha.data import Augmentation, normalize
 from lsmha.data.augmentation import flip_and_translate
 from lsmha.data.randaugment import OPERATIONS, RandAugment
 
@@ -37,26 +37,26 @@ def build(channels=3, **settings):
     return Augmentation(AugmentConfig(**settings), (0.5,) * channels, (0.25,) * channels, NUM_CLASSES)
 
 
-def test_normalise_is_the_textbook_formula():
+def test_normalize_is_the_textbook_formula():
     images, _ = batch()
     mean, std = (0.1, 0.5, 0.9), (0.2, 0.3, 0.4)
     expected = (images.float() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.testing.assert_close(normalise(images, mean, std), expected)
+    torch.testing.assert_close(normalize(images, mean, std), expected)
 
 
-def test_normalise_after_inference_still_serves_training():
+def test_normalize_after_inference_still_serves_training():
     images, _ = batch(2)
     with torch.inference_mode():
-        normalise(images, (0.123,) * 3, (0.456,) * 3)
+        normalize(images, (0.123,) * 3, (0.456,) * 3)
     weight = torch.ones(1, requires_grad=True)
-    (normalise(images, (0.123,) * 3, (0.456,) * 3) * weight).sum().backward()
+    (normalize(images, (0.123,) * 3, (0.456,) * 3) * weight).sum().backward()
     assert weight.grad is not None
 
 
-def test_no_op_equals_normalise():
+def test_no_op_equals_normalize():
     images, labels = batch()
     inputs, targets = build()(images, labels)
-    assert torch.equal(inputs, normalise(images, (0.5,) * 3, (0.25,) * 3))
+    assert torch.equal(inputs, normalize(images, (0.5,) * 3, (0.25,) * 3))
     assert torch.equal(targets, labels)
 
 
@@ -212,7 +212,7 @@ def smooth_batch(count, channels=3, size=32):
 
 
 @pytest.mark.parametrize(("channels", "size"), [(3, 32), (1, 13)])
-@pytest.mark.parametrize("magnitude", [9, 27])  # torchvision's threshold of solarise is none of the levels there
+@pytest.mark.parametrize("magnitude", [9, 27])  # torchvision's threshold of solarize is none of the levels there
 def test_randaugment_equals_torchvisions_for_one_image_after_another(magnitude, channels, size):
     published = torchvision_transforms.RandAugment(1, magnitude, interpolation=InterpolationMode.BILINEAR)
     space = published._AUGMENTATION_SPACE

@@ -96,11 +96,11 @@ def test_what_is_left_open_is_measured(bf16: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(compute_plan, "supports_bf16", lambda device: bf16)
     model, recipe = tiny_model(attention="auto"), tiny_recipe(precision="auto")
     plan = plan_training(model, recipe, device=CPU)
-    kernels = ["materialised", "sdpa", "sdpa-padded"]
+    kernels = ["materialized", "sdpa", "sdpa-padded"]
     in_bf16 = [("bf16", kernel) for kernel in (*kernels, "sdpa-fp32")] if bf16 else []
     assert asked == [
         [*in_bf16, *(("fp32", kernel) for kernel in kernels)],
-        ["sdpa", "materialised", "sdpa-padded"],
+        ["sdpa", "materialized", "sdpa-padded"],
     ]
     assert plan == ComputePlan("fp32", AttentionKernels("sdpa-padded", "sdpa-padded"))
     assert plan_training(model, recipe, device=CPU) == plan
@@ -128,8 +128,8 @@ def test_heads_of_whole_registers_are_not_padded(monkeypatch: pytest.MonkeyPatch
     asked = _asked_of(monkeypatch)
     model = tiny_model(attention="auto", embed_dim=16, num_heads=2)
     assert fastest_inference(model, batch_size=3, dtype=torch.bfloat16, device=CPU) == "sdpa-fp32"
-    assert asked == [["sdpa", "materialised", "sdpa-fp32"]]
-    assert fastest_inference(tiny_model(), batch_size=3, dtype=torch.float32, device=CPU) == "materialised"
+    assert asked == [["sdpa", "materialized", "sdpa-fp32"]]
+    assert fastest_inference(tiny_model(), batch_size=3, dtype=torch.float32, device=CPU) == "materialized"
     assert len(asked) == 1  # a setting
 
 
@@ -148,8 +148,8 @@ def test_a_real_measurement_leaves_the_random_state() -> None:
 def test_a_run_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, model = tiny_dataset(), tiny_model(attention="auto")
     recipe = tiny_recipe(precision="auto", epochs=2, ema_decay=0.9)
-    first = ComputePlan("bf16", AttentionKernels("sdpa-padded", "materialised"))
-    second = ComputePlan("fp32", AttentionKernels("materialised", "sdpa"))
+    first = ComputePlan("bf16", AttentionKernels("sdpa-padded", "materialized"))
+    second = ComputePlan("fp32", AttentionKernels("materialized", "sdpa"))
     monkeypatch.setattr("lsmha.training.trainer.plan_training", lambda *_, device: first)
     begun = Trainer(model, recipe, dataset, device=CPU)
     begun.run_epoch()
@@ -170,9 +170,9 @@ def _kernels_of(network: CCT) -> set[AttentionKernels | None]:
 
 
 def test_a_plan_travels_as_plain_values() -> None:
-    plan = ComputePlan("bf16", AttentionKernels("sdpa", "materialised"))
+    plan = ComputePlan("bf16", AttentionKernels("sdpa", "materialized"))
     values = plan.to_dict()
-    assert values == {"precision": "bf16", "training_attention": "sdpa", "inference_attention": "materialised"}
+    assert values == {"precision": "bf16", "training_attention": "sdpa", "inference_attention": "materialized"}
     assert ComputePlan.from_dict(values) == plan
 
 

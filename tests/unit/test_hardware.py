@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lsmha.devices import hardware
-from lsmha.devices.hardware import UtilisationMeter, default_device, device_name, supports_bf16
+from lsmha.devices.hardware import UtilizationMeter, default_device, device_name, supports_bf16
 
 CPU = torch.device("cpu")
 TORCH_CHECKS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -90,14 +90,14 @@ def test_a_cpu_is_as_busy_as_this_process_kept_its_threads(monkeypatch: pytest.M
     clocks = SimpleNamespace(perf_counter=lambda: next(wall), process_time=lambda: next(busy))
     monkeypatch.setattr(hardware, "time", clocks)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    meter = UtilisationMeter(CPU)
+    meter = UtilizationMeter(CPU)
     assert meter.read() == 0.75
     assert meter.read() == 0.25
     assert meter.read() is None  # no time has passed
 
 
 def test_a_gpu_is_as_busy_as_its_driver_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    meter = UtilisationMeter(torch.device("cuda:1"))
+    meter = UtilizationMeter(torch.device("cuda:1"))
     monkeypatch.setattr(torch.cuda, "utilization", lambda device: 37 if device.index == 1 else 0)
     assert meter.read() == 0.37
     for error in (ModuleNotFoundError("pynvml"), RuntimeError("no driver")):

@@ -241,9 +241,9 @@ def test_weights_and_images_have_the_asked_type(
     ("attention", "num_conv_blocks", "expected"),
     [
         ("sdpa", 1, "sdpa (flash)"),
-        ("materialised", 0, "materialised"),
+        ("materialized", 0, "materialized"),
         ("auto", 2, "none"),
-        ("materialised", 2, "none"),
+        ("materialized", 2, "none"),
     ],
 )
 def test_attention_in_effect_is_named(attention: str, num_conv_blocks: int, expected: str) -> None:
@@ -256,7 +256,7 @@ def test_attention_in_effect_is_named(attention: str, num_conv_blocks: int, expe
 
 
 def test_attention_that_is_left_open_is_the_fastest_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    fastest: Iterator[AttentionKernel] = iter(["materialised", "sdpa-padded"])
+    fastest: Iterator[AttentionKernel] = iter(["materialized", "sdpa-padded"])
     asked: list[tuple[int, torch.dtype]] = []
 
     def fastest_inference(
@@ -269,5 +269,5 @@ def test_attention_that_is_left_open_is_the_fastest_one(monkeypatch: pytest.Monk
     config = SMALL.model_copy(update={"attention": "auto"})
     latency = LatencyConfig(batch_sizes=(1, 4), dtype="bf16", warmup_s=0, min_iterations=3, max_seconds=1e-6)
     rows = measure_latency(config, latency, device=CPU)
-    assert [row.attention for row in rows] == ["materialised", "sdpa-padded (flash)"]
+    assert [row.attention for row in rows] == ["materialized", "sdpa-padded (flash)"]
     assert asked == [(1, torch.bfloat16), (4, torch.bfloat16)]

@@ -23,7 +23,7 @@ def row(latency_ms: float, **fields: Any) -> LatencyMeasurement:
         "dtype": "fp32",
         "device": "d",
         "threads": 1,
-        "attention": "materialised",
+        "attention": "materialized",
         "torch_version": "2",
     }
     return LatencyMeasurement(**values | fields)
@@ -80,4 +80,4 @@ def test_processes_that_chose_another_kernel_are_left_out() -> None:
     measure, _ = replayed(*(Round(1.0, [[one]]) for one in (row(3.0), other, row(5.0))))
     ((found,),) = in_rounds(measure, 3)
     assert isinstance(found, LatencyMeasurement)
-    assert (found.attention, found.latency_ms, found.processes) == ("materialised", 4.0, 2)
+    assert (found.attention, found.latency_ms, found.processes) == ("materialized", 4.0, 2)

@@ -113,7 +113,7 @@ def test_every_kernel_has_the_formula_and_its_gradient(
 
 
 def test_kernels_are_those_of_the_setting_or_chosen_or_the_default() -> None:
-    chosen = AttentionKernels("sdpa", "materialised")
+    chosen = AttentionKernels("sdpa", "materialized")
     for setting in KERNELS:
         model = _model(attention=setting)
         model.use_kernels(chosen)  # a setting is no choice
@@ -122,7 +122,7 @@ def test_kernels_are_those_of_the_setting_or_chosen_or_the_default() -> None:
     assert _kernels_of(model) == {None}
     model.use_kernels(chosen)
     assert _kernels_of(model) == {chosen}
-    assert default_kernels("cpu") == ("materialised", "sdpa")
+    assert default_kernels("cpu") == ("materialized", "sdpa")
     assert default_kernels("cuda") == ("sdpa", "sdpa")
 
 
@@ -140,8 +140,8 @@ def test_phases_have_their_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lsmha.models.attention.attend", noted)
     model = _model(num_conv_blocks=2)
     for kernels, expected in (
-        (None, ["sdpa", "materialised"]),
-        (AttentionKernels("sdpa-padded", "materialised"), ["materialised", "sdpa-padded"]),
+        (None, ["sdpa", "materialized"]),
+        (AttentionKernels("sdpa-padded", "materialized"), ["materialized", "sdpa-padded"]),
     ):
         if kernels is not None:
             model.use_kernels(kernels)
@@ -153,7 +153,7 @@ def test_phases_have_their_own_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_kernel_is_named_with_what_torch_runs() -> None:
     query = torch.randn(1, 4, 9, 2)
-    assert kernel_name("materialised", query) == "materialised"
+    assert kernel_name("materialized", query) == "materialized"
     assert kernel_name("sdpa", query) == "sdpa (flash)"  # on CPUs, for any head_dim
     assert kernel_name("sdpa-padded", query) == "sdpa-padded (flash)"
     assert kernel_name("sdpa-fp32", query.bfloat16()) == "sdpa-fp32 (flash)"

@@ -195,7 +195,7 @@ def test_first_block_is_never_dropped(depth: int) -> None:
 @pytest.mark.parametrize("conv_kind", CONV_KINDS)
 @pytest.mark.parametrize("positional_embedding", ["learnable", "sine", "none"])
 @pytest.mark.parametrize("num_conv_blocks", [0, 1, 3])
-@pytest.mark.parametrize("attention", ["materialised", "sdpa"])
+@pytest.mark.parametrize("attention", ["materialized", "sdpa"])
 def test_gradients_reach_every_parameter(
     conv_kind: str, positional_embedding: str, num_conv_blocks: int, attention: str
 ) -> None:

@@ -64,7 +64,7 @@ def test_variant_costs_what_the_formula_says(name: str) -> None:
 
 @pytest.mark.parametrize("conv_kind", ["conv3x3", "residual", "depthwise"])
 @pytest.mark.parametrize("num_conv_blocks", [0, 1, 3])
-@pytest.mark.parametrize("attention", ["auto", "sdpa", "materialised"])
+@pytest.mark.parametrize("attention", ["auto", "sdpa", "materialized"])
 def test_hybrid_costs_what_the_formula_says(conv_kind: Any, num_conv_blocks: int, attention: Any) -> None:
     config = ModelConfig(
         img_size=15,

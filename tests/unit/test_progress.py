@@ -25,13 +25,13 @@ def _view(metrics: dict[str, Any]) -> str:
 
 
 def test_a_running_trial_shows_its_pace_and_how_busy_its_device_is() -> None:
-    view = _view({"epoch": 7, "val_accuracy": 0.5, "images_per_s": 12345.6, "utilisation": 0.934})
+    view = _view({"epoch": 7, "val_accuracy": 0.5, "images_per_s": 12345.6, "utilization": 0.934})
     line = next(line for line in view.splitlines() if "t0003" in line)
     for words in ("num_heads=4", "epoch 7/20", "val_accuracy 0.5000", "12,346 images/s", "device 93% busy"):
         assert words in line
 
 
-@pytest.mark.parametrize("told", [{"utilisation": None}, {"val_accuracy": "much", "images_per_s": None}, {}])
+@pytest.mark.parametrize("told", [{"utilization": None}, {"val_accuracy": "much", "images_per_s": None}, {}])
 def test_what_is_not_known_is_not_shown(told: dict[str, Any]) -> None:
     line = next(line for line in _view({"epoch": 1} | told).splitlines() if "t0003" in line)
     assert "epoch 1/20" in line

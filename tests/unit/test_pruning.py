@@ -14,7 +14,7 @@ from tiny_data import assert_same_bits, tiny_model, tiny_recipe, without_timings
 from torch import Tensor
 
 from lsmha.config import ModelConfig
-from lsmha.data import Dataset, normalise
+from lsmha.data import Dataset, normalize
 from lsmha.models import CCT, create_model
 from lsmha.pruning import (
     Connection,
@@ -122,7 +122,7 @@ def test_unknown_method_is_refused() -> None:
 def test_row_is_what_a_target_unit_reads(config: ModelConfig, tiny: Dataset) -> None:
     """By autograd, without the layout written down: a target unit depends on its own row and on no other."""
     model = create_model(config).train()  # batch norm by batch statistics: no filter is below zero everywhere
-    images = normalise(tiny.train.images, tiny.mean, tiny.std)
+    images = normalize(tiny.train.images, tiny.mean, tiny.std)
     checked = 0
     for connection in _all_connections(config):
         if connection.parameter.endswith("attn.proj.weight"):
@@ -147,7 +147,7 @@ def test_row_is_what_a_target_unit_reads(config: ModelConfig, tiny: Dataset) -> 
 def test_column_is_what_reads_a_source_unit(config: ModelConfig, tiny: Dataset) -> None:
     """By autograd: the weights that read a unit that says nothing have no gradient."""
     model = create_model(config).train()  # batch norm by batch statistics: no filter is below zero everywhere
-    images = normalise(tiny.train.images, tiny.mean, tiny.std)
+    images = normalize(tiny.train.images, tiny.mean, tiny.std)
     checked = 0
     for connection in _all_connections(config):
         if connection.source[0] == "block" and "layers" not in connection.parameter:
@@ -347,7 +347,7 @@ def test_masked_network_computes_with_zeros_and_becomes_a_plain_one(config: Mode
     before = torch.get_rng_state()
     plain = remove_masks(masked)
     assert torch.equal(torch.get_rng_state(), before)
-    images = normalise(tiny.val.images, tiny.mean, tiny.std)
+    images = normalize(tiny.val.images, tiny.mean, tiny.std)
     with torch.inference_mode():
         expected = by_hand(images)
         assert not torch.equal(model(images), expected)

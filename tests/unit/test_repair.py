@@ -99,7 +99,7 @@ def kept(folder: Path) -> dict[Path, bytes | None]:
 def test_an_intact_run(ledger: Ledger) -> None:
     before = kept(ledger.folder)
     assert repaired(ledger.folder) == [
-        "2 trials, 2 finalist runs and 1 analyses are recorded",
+        "2 trials, 2 finalist runs and 1 analyzes are recorded",
         "config.yaml, tables, study, plot and summary are made again from them",
     ]
     assert kept(ledger.folder) == before

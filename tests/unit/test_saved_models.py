@@ -109,7 +109,7 @@ def test_flipped_bits_of_the_weights_are_refused_by_name(tiny: Dataset, tmp_path
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
     generator = random.Random(0)
-    # Where the seal is no longer recognised as one, the weights are taken as those of a file without.
+    # Where the seal is no longer recognized as one, the weights are taken as those of a file without.
     seal = range(content.index(b"lsmha-sha256:"), content.index(b"lsmha-sha256:") + 77)
     places = [*range(0, 400, 7), *(generator.randrange(len(content)) for _ in range(200))]
     for place in places:

@@ -10,7 +10,7 @@ from rich.console import Console
 from tiny_data import tiny_model, tiny_recipe
 
 from lsmha.training.checkpoints import checkpoint_files
-from orchestrator.execution.worker import GPU_MEMORY, UTILISATION, TrialJob
+from orchestrator.execution.worker import GPU_MEMORY, UTILIZATION, TrialJob
 from orchestrator.reporting.progress import Progress
 from orchestrator.run_folder.records import TrialRecord
 from orchestrator.stages.sweep import _Entry, _Latency, _Recorder, bad_metric, longest_first
@@ -123,7 +123,7 @@ def test_a_completed_job(tmp_path: Path) -> None:
 def test_gpu_memory_is_for_the_metrics_alone(tmp_path: Path) -> None:
     recorded = Recorded(tmp_path)
     recorded.recorder.started("t0000")
-    recorded.recorder.epoch_ended("t0000", epoch(1) | {GPU_MEMORY: 2.5, UTILISATION: 0.5})
+    recorded.recorder.epoch_ended("t0000", epoch(1) | {GPU_MEMORY: 2.5, UTILIZATION: 0.5})
     recorded.recorder.epoch_ended("t0000", {"epoch": 2})  # a worker that tells little
     recorded.recorder.failed("t0000", "no more")
     assert recorded.record.curve == [epoch(1)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_data import tiny_dataset, tiny_model
 
-from lsmha.data import Dataset, normalise
+from lsmha.data import Dataset, normalize
 from lsmha.models import CCT
 from lsmha.training import evaluation, predict_logits, score_logits
 from lsmha.training.logits import load_logits, save_logits
@@ -37,7 +37,7 @@ def test_logits_do_not_depend_on_the_batches(batch_size: int, tiny: Dataset, mon
     monkeypatch.setattr(evaluation, "BATCH_SIZE", batch_size)
     logits = predict_logits(model.train(), tiny.test.images, tiny, device=CPU)
     with torch.no_grad():  # in eval mode: no dropout
-        expected = model.eval()(normalise(tiny.test.images, tiny.mean, tiny.std))
+        expected = model.eval()(normalize(tiny.test.images, tiny.mean, tiny.std))
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
 
 

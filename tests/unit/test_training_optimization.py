@@ -1,4 +1,4 @@
-"""The learning-rate schedule, and which parameters an optimiser decays."""
+"""The learning-rate schedule, and which parameters an optimizer decays."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ def test_frozen_parameters_are_left_out() -> None:
     model = CCT(tiny_model())
     model.head.requires_grad_(False)
     groups = build_optimizer(model.named_parameters(), tiny_recipe()).param_groups
-    optimised = {id(parameter) for group in groups for parameter in group["params"]}
-    assert optimised == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    optimized = {id(parameter) for group in groups for parameter in group["params"]}
+    assert optimized == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     model.requires_grad_(False)
     model.head.weight.requires_grad_(True)  # one group alone
     assert [

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lsmha.config import AugmentConfig
-from lsmha.data import Dataset, normalise
+from lsmha.data import Dataset, normalize
 from lsmha.training import DivergenceError, Trainer, evaluate, train
 from lsmha.training.optimization import learning_rate_at
 
@@ -59,7 +59,7 @@ def test_train_loss_is_the_smoothed_cross_entropy_written_out(label_smoothing: f
     # One step: the loss is that of the initial weights on the first batch.
     trainer = _trainer(tiny, batch_size=48, label_smoothing=label_smoothing)
     with torch.no_grad():
-        log_probabilities = trainer.model(normalise(tiny.train.images, tiny.mean, tiny.std)).log_softmax(dim=1)
+        log_probabilities = trainer.model(normalize(tiny.train.images, tiny.mean, tiny.std)).log_softmax(dim=1)
     targets = F.one_hot(tiny.train.labels, 3) * (1 - label_smoothing) + label_smoothing / 3
     expected = -(targets * log_probabilities).sum(dim=1).mean().item()
     assert trainer.run_epoch().train_loss == pytest.approx(expected, rel=1e-5)
@@ -71,7 +71,7 @@ def test_steps_are_those_of_plain_sgd_written_out(tiny: Dataset) -> None:
     weights = {name: value for name, value in reference.model.named_parameters() if value.requires_grad}
     decayed = {id(parameter) for parameter in reference.optimizer.param_groups[0]["params"]}
     for step, batch in enumerate(reference._batches()):
-        inputs = normalise(tiny.train.images[batch], tiny.mean, tiny.std)
+        inputs = normalize(tiny.train.images[batch], tiny.mean, tiny.std)
         loss = F.cross_entropy(reference.model.train()(inputs), tiny.train.labels[batch])
         gradients = torch.autograd.grad(loss, list(weights.values()))
         rate = 0.05 * (1 + np.cos(np.pi * step / 3)) / 2
@@ -200,7 +200,7 @@ def test_what_is_distorted_together_comes_in_the_batches_of_the_epoch(
     found = list(trainer._inputs())
     assert len(found) == 3
     for (inputs, targets), batch in zip(found, trainer._batches(), strict=True):
-        assert torch.equal(inputs, normalise(dataset.train.images[batch], dataset.mean, dataset.std))
+        assert torch.equal(inputs, normalize(dataset.train.images[batch], dataset.mean, dataset.std))
         assert torch.equal(targets, dataset.train.labels[batch])
 
 

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("kernel", "num_heads", "num_conv_blocks"),
-    [("materialised", 4, 0), ("sdpa", 16, 1)],
+    [("materialized", 4, 0), ("sdpa", 16, 1)],
 )
 def test_compiled_networks_compute_the_same(kernel: str, num_heads: int, num_conv_blocks: int) -> None:
     config = ModelConfig.model_validate(

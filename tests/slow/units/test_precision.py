@@ -16,7 +16,7 @@ SEEDS = (0, 1)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kernel", ["materialised", "sdpa"])
+@pytest.mark.parametrize("kernel", ["materialized", "sdpa"])
 def test_bf16_trains_as_well_as_fp32(kernel: AttentionKernel) -> None:
     dataset = load_dataset(DataConfig(name="digits", val_fraction=0.2))
     model = ModelConfig(

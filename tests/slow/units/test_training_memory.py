@@ -31,7 +31,7 @@ from orchestrator.execution.worker import TrialJob, run_job
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(img_size=32, num_classes=10, embed_dim=32, depth=2, num_heads=8, attn_drop=0.0, drop_path=0.0)
-MATERIALISED = ComputePlan("fp32", AttentionKernels("materialised", "sdpa"))
+MATERIALIZED = ComputePlan("fp32", AttentionKernels("materialized", "sdpa"))
 
 
 def _seen_by_the_profiler(model: ModelConfig, kernel: Any, bf16: bool, images: int, trace: Path) -> int:
@@ -64,7 +64,7 @@ def _peak_of_profile(work: Callable[[], object], trace: Path) -> int:
 
 @pytest.mark.parametrize(
     ("kernel", "bf16", "num_conv_blocks"),
-    [("materialised", False, 0), ("materialised", True, 1), ("sdpa", True, 0)],
+    [("materialized", False, 0), ("materialized", True, 1), ("sdpa", True, 0)],
 )
 def test_a_step_takes_what_was_predicted(kernel: Any, bf16: bool, num_conv_blocks: int, tmp_path: Path) -> None:
     model = MODEL.model_copy(update={"num_conv_blocks": num_conv_blocks})
@@ -75,7 +75,7 @@ def test_a_step_takes_what_was_predicted(kernel: Any, bf16: bool, num_conv_block
 @pytest.mark.parametrize(("num_heads", "num_conv_blocks"), [(1, 0), (32, 0), (8, 2)])
 def test_inference_takes_no_more_than_was_predicted(num_heads: int, num_conv_blocks: int, tmp_path: Path) -> None:
     model = MODEL.model_copy(
-        update={"num_heads": num_heads, "num_conv_blocks": num_conv_blocks, "attention": "materialised"}
+        update={"num_heads": num_heads, "num_conv_blocks": num_conv_blocks, "attention": "materialized"}
     )
     network, images = CCT(model).eval(), torch.rand(16, 3, 32, 32)
     with torch.inference_mode():
@@ -85,7 +85,7 @@ def test_inference_takes_no_more_than_was_predicted(num_heads: int, num_conv_blo
 
 def test_what_adds_to_it() -> None:
     def needed(model: ModelConfig = MODEL, images: int = 16, **recipe: Any) -> int:
-        return training_memory(model, tiny_recipe(**recipe), kernel="materialised", bf16=False, images=images)
+        return training_memory(model, tiny_recipe(**recipe), kernel="materialized", bf16=False, images=images)
 
     weights = 4 * sum(one.numel() for one in CCT(MODEL).parameters())
     assert needed(ema_decay=0.9) - needed() == pytest.approx(weights, rel=0.01)
@@ -103,26 +103,26 @@ def test_the_rough_bound_is_one(num_heads: int, num_conv_blocks: int, mlp_ratio:
         num_conv_blocks=num_conv_blocks, conv_kind="depthwise", num_tokenizer_convs=2, tokenizer_dim=96,
     )  # fmt: skip
     for images in (1, 32):
-        needed = training_memory(model, tiny_recipe(), kernel="materialised", bf16=False, images=images)
+        needed = training_memory(model, tiny_recipe(), kernel="materialized", bf16=False, images=images)
         assert needed <= memory._upper_bound(model, images) <= 30 * needed
 
 
 def _fitting(model: ModelConfig, bytes_free: int, **recipe: Any) -> ComputePlan:
-    return fitting_plan(MATERIALISED, model, tiny_recipe(**recipe), images=16, device=CPU, memory=bytes_free)
+    return fitting_plan(MATERIALIZED, model, tiny_recipe(**recipe), images=16, device=CPU, memory=bytes_free)
 
 
 def test_the_fastest_way_that_fits() -> None:
     model = MODEL.model_copy(update={"attention": "auto", "num_heads": 32})
-    by_default = training_memory(model, tiny_recipe(), kernel="materialised", bf16=False, images=16)
-    assert _fitting(model, 1000 * by_default) == _fitting(model, by_default) == MATERIALISED
+    by_default = training_memory(model, tiny_recipe(), kernel="materialized", bf16=False, images=16)
+    assert _fitting(model, 1000 * by_default) == _fitting(model, by_default) == MATERIALIZED
     other = _fitting(model, by_default - 1)
-    assert other.attention.training != "materialised"
+    assert other.attention.training != "materialized"
     assert other.attention.inference == "sdpa"
 
 
 def test_no_way_fits() -> None:
-    model = MODEL.model_copy(update={"attention": "materialised"})
-    needed = training_memory(model, tiny_recipe(), kernel="materialised", bf16=False, images=16)
+    model = MODEL.model_copy(update={"attention": "materialized"})
+    needed = training_memory(model, tiny_recipe(), kernel="materialized", bf16=False, images=16)
     with pytest.raises(
         MemoryShortageError, match=r"^a training step needs .* GiB at least \(16 images, fp32, attention"
     ):
