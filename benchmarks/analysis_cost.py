@@ -3,7 +3,7 @@
     python benchmarks/analysis_cost.py --out benchmarks/analysis_cost.md
 
 The network is CCT-7/3x1 (embed_dim 256, 7 blocks, 256 tokens) with 100 labels and random weights on random images: what
-it costs depends on neither. Ways to be compared take turns, and a ratio is the median of the turns' ratios.
+it costs depends on neither. Candidates alternate, and a ratio is the median of the repeats' ratios.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lsmha.analysis import Tap, build_readouts, fit_readouts, measure_fields, ta
 from lsmha.analysis.analyze import group_analyses
 from lsmha.analysis.streaming import stream_taps
 from lsmha.bench.random_data import random_dataset
-from lsmha.bench.turns import in_turns, ratios
+from lsmha.bench.repeats import interleaved, ratios
 from lsmha.config import AnalysisConfig, AugmentConfig, ModelConfig, ReadoutConfig
 from lsmha.data import Dataset
 from lsmha.devices.hardware import device_name
@@ -45,11 +45,11 @@ def network(num_heads: int, device: torch.device) -> CCT:
     return CCT(ModelConfig(num_heads=num_heads, num_classes=LABELS)).to(device).eval()
 
 
-def timed(device: torch.device, ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def timed(device: torch.device, candidates: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each way in each turn, after one turn that does not count."""
-    for work in ways.values():
+    for work in candidates.values():
         work()
-    return in_turns({name: partial(seconds_of, work, device) for name, work in ways.items()}, repeats)
+    return interleaved({name: partial(seconds_of, work, device) for name, work in candidates.items()}, repeats)
 
 
 def ratio(numerators: list[float], denominators: list[float]) -> str:
@@ -58,16 +58,16 @@ def ratio(numerators: list[float], denominators: list[float]) -> str:
 
 def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
     dataset = images_of(images)
-    ways: dict[str, Callable[[], object]] = {}
+    candidates: dict[str, Callable[[], object]] = {}
     for heads in (4, 16, 64):
         model = network(heads, device)
         readouts = build_readouts(model.config, taps_of(model.config, ["attn"]), "mean", device=device, seed=0)
-        ways[f"evaluate {heads}"] = lambda model=model: evaluate(model, dataset.test, dataset, device=device)
+        candidates[f"evaluate {heads}"] = lambda model=model: evaluate(model, dataset.test, dataset, device=device)
         for name, accuracy in (("fields", False), ("fields+accuracy", True)):
-            ways[f"{name} {heads}"] = lambda model=model, readouts=readouts, accuracy=accuracy: measure_fields(
+            candidates[f"{name} {heads}"] = lambda model=model, readouts=readouts, accuracy=accuracy: measure_fields(
                 model, readouts, dataset, device=device, with_accuracy=accuracy
             )
-    times = timed(device, ways, repeats)
+    times = timed(device, candidates, repeats)
     lines = [
         f"| fields of all heads and nodes of 7 blocks, {heads} heads, over one evaluation "
         f"| {ratio(times[f'fields {heads}'], times[f'evaluate {heads}'])} | <= 1.15 |"
@@ -84,15 +84,15 @@ def field_costs(images: int, repeats: int, device: torch.device) -> list[str]:
 def extra_of_heads(images: int, repeats: int, device: torch.device) -> list[str]:
     """What fields add to a pass, without the pass: pooling and sums of tokens that are there already."""
     dataset = images_of(images)
-    ways: dict[str, Callable[[], object]] = {}
+    candidates: dict[str, Callable[[], object]] = {}
     for heads in (4, 64):
         config = network(heads, device).config
         readouts = build_readouts(config, taps_of(config, ["attn"]), "mean", device=device, seed=0)
         stub = _Replay(config, device)
-        ways[str(heads)] = lambda stub=stub, readouts=readouts: measure_fields(
+        candidates[str(heads)] = lambda stub=stub, readouts=readouts: measure_fields(
             stub, readouts, dataset, device=device, with_accuracy=False
         )
-    times = timed(device, ways, repeats)
+    times = timed(device, candidates, repeats)
     return [f"| extra of the fields with 64 heads over that with 4 | {ratio(times['64'], times['4'])} | <= 1.1 |"]
 
 
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="test images of the repeated comparisons")
     parser.add_argument("--analysis-images", type=int, default=10_000, help="test images of the one whole analysis")
     parser.add_argument("--silenced-images", type=int, default=LABELS, help="test images of the passes head by head")
-    parser.add_argument("--repeats", type=int, default=5, help="turns")
+    parser.add_argument("--repeats", type=int, default=5, help="measurements of each candidate")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, help="file for the table")
     parser.add_argument("--only-analysis", action="store_true", help=argparse.SUPPRESS)
@@ -196,7 +196,7 @@ def main() -> None:
         "# Cost of the analysis",
         "",
         f"CCT-7/3x1, 100 labels, random weights; {options.images:,} test images unless said "
-        f"otherwise; float32; ratios are medians of {options.repeats} turns (lowest to highest).",
+        f"otherwise; float32; ratios are medians of {options.repeats} repeats (lowest to highest).",
         "",
         f"{device_name(device)}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"Python {platform.python_version()}, torch {torch.__version__}.",

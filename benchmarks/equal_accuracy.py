@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lsmha.bench.peers import vit_pytorch_cct
+from lsmha.bench.baselines import vit_pytorch_cct
 from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, DataConfig, ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset, load_dataset
@@ -34,7 +34,7 @@ from lsmha.training.optimization import build_optimizer, learning_rate_at
 class Run:
     """One network trained to the end."""
 
-    way: str
+    candidate: str
     seed: int
     test_accuracy: float
 
@@ -61,28 +61,28 @@ def train_plainly(network: nn.Module, recipe: TrainConfig, dataset: Dataset, dev
             optimizer.step()
 
 
-def run_of(way: str, model: ModelConfig, recipe: TrainConfig, dataset: Dataset, device: torch.device) -> Run:
+def run_of(candidate: str, model: ModelConfig, recipe: TrainConfig, dataset: Dataset, device: torch.device) -> Run:
     network: nn.Module
-    if way == "lsmha":
+    if candidate == "lsmha":
         undropped = model.model_copy(update={"attn_drop": 0.0})
         network = train(undropped, recipe, dataset, device=device).evaluated_model
     else:
         torch.manual_seed(recipe.seed)
         network = vit_pytorch_cct(model)
         train_plainly(network, recipe, dataset, device)
-    return Run(way, recipe.seed, evaluate(network, dataset.test, dataset, device=device).accuracy)
+    return Run(candidate, recipe.seed, evaluate(network, dataset.test, dataset, device=device).accuracy)
 
 
 def summary(runs: list[Run]) -> Table:
     """Mean and spread over the seeds."""
     rows = []
-    for way in dict.fromkeys(run.way for run in runs):
-        found = [run.test_accuracy for run in runs if run.way == way]
+    for candidate in dict.fromkeys(run.candidate for run in runs):
+        found = [run.test_accuracy for run in runs if run.candidate == candidate]
         rows.append(
-            [way, f"{statistics.mean(found):.4f}", f"{statistics.stdev(found):.4f}" if len(found) > 1 else "",
+            [candidate, f"{statistics.mean(found):.4f}", f"{statistics.stdev(found):.4f}" if len(found) > 1 else "",
              ", ".join(f"{one:.4f}" for one in found), str(len(found))]
         )  # fmt: skip
-    header = ["way", "mean test accuracy", "standard deviation", "by seed", "seeds"]
+    header = ["candidate", "mean test accuracy", "standard deviation", "by seed", "seeds"]
     return Table(header, rows)
 
 
@@ -102,8 +102,8 @@ def main() -> None:
     runs: list[Run] = []
     for seed in options.seeds:
         recipe = TrainConfig(epochs=options.epochs, seed=seed, augment=AugmentConfig(flip=True, translate=4))
-        for way in ("lsmha", "vit-pytorch"):
-            runs.append(run_of(way, model, recipe, dataset, device))
+        for candidate in ("lsmha", "vit-pytorch"):
+            runs.append(run_of(candidate, model, recipe, dataset, device))
             print(runs[-1], flush=True)
     report = Report(
         title="Accuracy after equal epochs",

@@ -25,7 +25,7 @@ from lsmha.bench.report import Report, Table
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.devices.environment import restart_with_environment
 from lsmha.devices.hardware import default_device
-from lsmha.latency import Round, in_rounds, measure_round
+from lsmha.latency import Round, measure_in_rounds, measure_round
 
 SHAPES = [
     (embed_dim, depth, num_heads, num_conv_blocks)
@@ -64,11 +64,11 @@ def measure(latency: LatencyConfig, models: dict[str, ModelConfig], device: torc
 
     def make_round() -> Round:
         found = measure_round(list(models.values()), latency, device=device)
-        print(f"round {next(made)}: sentinel {found.sentinel_ms:.3f} ms", flush=True)
+        print(f"round {next(made)}: reference {found.reference_ms:.3f} ms", flush=True)
         return found
 
     measured = []
-    for name, rows in zip(models, in_rounds(make_round, latency.rounds), strict=True):
+    for name, rows in zip(models, measure_in_rounds(make_round, latency.rounds), strict=True):
         assert not isinstance(rows, str), rows
         values = asdict(rows[0])
         fields = ("latency_ms", "latency_p25_ms", "latency_p75_ms", "processes", "undisturbed")

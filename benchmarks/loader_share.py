@@ -2,7 +2,7 @@
 
     python benchmarks/loader_share.py --out benchmarks/loader_share
 
-Epochs of training and passes over the same batches that only prepare them take turns in one process. The share is the
+Epochs of training and passes over the same batches that only prepare them alternate in one process. The share is the
 seconds of a pass over those of the epoch before it.
 """
 
@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from lsmha.bench.random_data import random_dataset
+from lsmha.bench.repeats import Spread, interleaved, ratios
 from lsmha.bench.report import Report, Table
-from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.devices.environment import restart_with_environment
 from lsmha.devices.hardware import default_device
@@ -54,7 +54,7 @@ def prepare_only(trainer: Trainer, device: torch.device) -> float:
     return seconds_of(prepare, device)
 
 
-def share_of(variant: str, augmentation: str, *, steps: int, turns: int, device: torch.device) -> Share:
+def share_of(variant: str, augmentation: str, *, steps: int, repeats: int, device: torch.device) -> Share:
     model = VARIANTS[variant].model_copy(update={"attn_drop": 0.0})
     recipe = TrainConfig(epochs=1_000_000, augment=AUGMENTATIONS[augmentation])
     images = steps * recipe.batch_size
@@ -65,7 +65,7 @@ def share_of(variant: str, augmentation: str, *, steps: int, turns: int, device:
 
     prepare = partial(prepare_only, trainer, device)
     train(), prepare()
-    seconds = in_turns({"train": train, "prepare": prepare}, turns)
+    seconds = interleaved({"train": train, "prepare": prepare}, repeats)
     speed = Spread.of([images / one for one in seconds["train"]])
     return Share(variant, augmentation, speed, ratios(seconds["prepare"], seconds["train"]))
 
@@ -75,14 +75,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
     parser.add_argument("--steps", type=int, default=10, help="steps of an epoch")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
     device = default_device()
     shares = []
     for variant in options.variants:
         for augmentation in AUGMENTATIONS:
-            shares.append(share_of(variant, augmentation, steps=options.steps, turns=options.turns, device=device))
+            shares.append(share_of(variant, augmentation, steps=options.steps, repeats=options.repeats, device=device))
             print(shares[-1], flush=True)
     bound = "2 %" if device.type == "cuda" else "5 %"
     rows = [
@@ -91,9 +91,9 @@ def main() -> None:
     ]
     report = Report(
         title="The images' share of a training step",
-        protocol=f"Batch 128, {options.steps} steps an epoch, medians of {options.turns} turns (lowest to highest): "
-        "seconds to gather, augment and normalize an epoch's batches over those of training it.",
-        command=f"python benchmarks/loader_share.py --steps {options.steps} --turns {options.turns}",
+        protocol=f"Batch 128, {options.steps} steps an epoch, medians of {options.repeats} repeats (lowest to highest) "
+        "of seconds to gather, augment and normalize an epoch's batches over those of training it.",
+        command=f"python benchmarks/loader_share.py --steps {options.steps} --repeats {options.repeats}",
         tables=[Table(["network", "augmentation", "images/s of training", "share", "bound"], rows)],
         results={"shares": shares},
     )

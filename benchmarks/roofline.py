@@ -5,7 +5,7 @@
 The floor of a step is the longer one of two times. Arithmetic: 6 operations for each multiply-accumulate of the forward
 pass (2 forward, 4 backward), at the rate of a large matrix product in the type that the step computes in. Memory: what
 the backward pass needs of the forward pass is written once and read once, at the rate of a large copy. Both rates are
-measured in turns with the step, in the same process. Model FLOP utilization is the part of that rate of arithmetic that
+measured by turns with the step, in the same process. Model FLOP utilization is the part of that rate of arithmetic that
 the step comes to, all of its work counted.
 """
 
@@ -21,8 +21,8 @@ import torch
 from torch.nn import functional as F
 
 from lsmha.bench.random_data import random_dataset
+from lsmha.bench.repeats import Spread, interleaved
 from lsmha.bench.report import Report, Table
-from lsmha.bench.turns import Spread, in_turns
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.devices.environment import restart_with_environment
 from lsmha.devices.hardware import default_device
@@ -82,7 +82,7 @@ def saved_bytes(trainer: Trainer) -> int:
     return sum(kept.values())
 
 
-def measure(variant: str, num_heads: int, *, batch_size: int, turns: int, device: torch.device) -> Step:
+def measure(variant: str, num_heads: int, *, batch_size: int, repeats: int, device: torch.device) -> Step:
     model = ModelConfig.model_validate({**VARIANTS[variant].model_dump(), "num_heads": num_heads, "attn_drop": 0.0})
     recipe = TrainConfig(epochs=1_000_000, batch_size=batch_size)
     dataset = random_dataset(train=batch_size, num_classes=model.num_classes)
@@ -92,14 +92,14 @@ def measure(variant: str, num_heads: int, *, batch_size: int, turns: int, device
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.zeros(256 * 2**20, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    ways: dict[str, Callable[[], float]] = {
+    candidates: dict[str, Callable[[], float]] = {
         "step": lambda: batch_size / trainer.run_epoch().images_per_s,
         "product": lambda: seconds_of(lambda: left @ right, device),
         "copy": lambda: seconds_of(lambda: target.copy_(source), device),
     }
-    for work in ways.values():
+    for work in candidates.values():
         work()
-    seconds = in_turns(ways, turns)
+    seconds = interleaved(candidates, repeats)
     operations_per_s = 2 * size**3 / statistics.median(seconds["product"])
     bytes_per_s = 2 * len(source) / statistics.median(seconds["copy"])
     operations = 6 * model_cost(model).macs * batch_size
@@ -125,14 +125,16 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
     parser.add_argument("--num-heads", type=int, nargs="+", default=[4, 64])
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
     device = default_device()
     steps = []
     for variant in options.variants:
         for num_heads in options.num_heads:
-            steps.append(measure(variant, num_heads, batch_size=options.batch_size, turns=options.turns, device=device))
+            steps.append(
+                measure(variant, num_heads, batch_size=options.batch_size, repeats=options.repeats, device=device)
+            )
             print(steps[-1], flush=True)
     header = ["network", "heads", "computed in", "attention", "operations, G", "kept for backward, MiB",
               "product, G/s", "copy, GB/s", "arithmetic, ms", "memory, ms", "step, ms", "step / floor",
@@ -146,10 +148,10 @@ def main() -> None:
     ]  # fmt: skip
     report = Report(
         title="A training step beside its floor",
-        protocol=f"Batch {options.batch_size}, no dropout on attention weights; medians of {options.turns} turns "
+        protocol=f"Batch {options.batch_size}, no dropout on attention weights; medians of {options.repeats} repeats "
         "(lowest to highest). " + " ".join((__doc__ or "").split("\n\n")[-1].split()),
         command=f"python benchmarks/roofline.py --num-heads {' '.join(map(str, options.num_heads))} "
-        f"--batch-size {options.batch_size} --turns {options.turns}",
+        f"--batch-size {options.batch_size} --repeats {options.repeats}",
         tables=[Table(header, rows)],
         results={"steps": steps},
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/stacked_seeds.py --seeds 8 --out benchmarks/stacked_seeds
 
-Both train the same seeds for the same steps of the same recipe, in turns, in one process. The ratio is of the images
+Both train the same seeds for the same steps of the same recipe, by turns, in one process. The ratio is of the images
 per second over all seeds, evaluation left out.
 """
 
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from lsmha.bench.random_data import random_dataset
+from lsmha.bench.repeats import Spread, interleaved, ratios
 from lsmha.bench.report import Report, Table
-from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.devices.environment import restart_with_environment
 from lsmha.devices.hardware import default_device
@@ -38,7 +38,7 @@ class Together:
     ratio: Spread
 
 
-def measure(variant: str, batch_size: int, seeds: int, *, steps: int, turns: int, device: torch.device) -> Together:
+def measure(variant: str, batch_size: int, seeds: int, *, steps: int, repeats: int, device: torch.device) -> Together:
     model = VARIANTS[variant].model_copy(update={"attn_drop": 0.0})
     recipe = TrainConfig(
         epochs=1_000_000, batch_size=batch_size, learning_rate=1e-4, augment=AugmentConfig(flip=True, translate=4)
@@ -56,10 +56,10 @@ def measure(variant: str, batch_size: int, seeds: int, *, steps: int, turns: int
         seconds = sum(1 / trainer.run_epoch().images_per_s for trainer in alone)
         return seeds / seconds
 
-    ways = {"together": together, "one by one": one_by_one}
-    for run in ways.values():
+    candidates = {"together": together, "one by one": one_by_one}
+    for run in candidates.values():
         run()
-    speeds = in_turns(ways, turns)
+    speeds = interleaved(candidates, repeats)
     return Together(
         variant=variant,
         batch_size=batch_size,
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[8, 128])
     parser.add_argument("--seeds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="steps of a measurement")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
     device = default_device()
@@ -86,7 +86,7 @@ def main() -> None:
     for variant in options.variants:
         for batch_size in options.batch_sizes:
             found.append(
-                measure(variant, batch_size, options.seeds, steps=options.steps, turns=options.turns, device=device)
+                measure(variant, batch_size, options.seeds, steps=options.steps, repeats=options.repeats, device=device)
             )
             print(found[-1], flush=True)
     header = [
@@ -105,10 +105,10 @@ def main() -> None:
     ]  # fmt: skip
     report = Report(
         title="Seeds trained together",
-        protocol=f"{options.seeds} seeds, no dropout on attention weights, medians of {options.turns} turns (lowest to "
-        "highest) of so many steps each: " + str(options.steps) + ".",
+        protocol=f"{options.seeds} seeds, no dropout on attention weights, medians of {options.repeats} repeats (lowest "
+        "to highest) of so many steps each: " + str(options.steps) + ".",
         command=f"python benchmarks/stacked_seeds.py --seeds {options.seeds} "
-        f"--batch-sizes {' '.join(map(str, options.batch_sizes))} --steps {options.steps} --turns {options.turns}",
+        f"--batch-sizes {' '.join(map(str, options.batch_sizes))} --steps {options.steps} --repeats {options.repeats}",
         tables=[Table(header, rows)],
         results={"together": found},
     )

@@ -2,8 +2,8 @@
 
     python benchmarks/training_modes.py --out benchmarks/training_modes
 
-All ways train the same network by the same recipe, in turns, in one process. What a mode costs before its first step is
-timed once, with torch's cache of compiled code empty, as it is for an architecture that the machine has not met.
+All modes train the same network by the same recipe, by turns, in one process. What a mode costs before its first step
+is timed once, with torch's cache of compiled code empty, as it is for an architecture that the machine has not met.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import get_args
 import torch
 
 from lsmha.bench.random_data import random_dataset
+from lsmha.bench.repeats import Spread, interleaved, ratios
 from lsmha.bench.report import Report, Table
-from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import AugmentConfig, RunMode, TrainConfig
 from lsmha.devices.environment import restart_with_environment
 from lsmha.devices.hardware import default_device
@@ -40,12 +40,12 @@ class ModeSpeed:
     """Beyond what the eager mode takes before its first step."""
     images_per_s: Spread
     ratio: Spread
-    """Of eager seconds over the mode's, turn by turn."""
+    """Of eager seconds over the mode's, repeat by repeat."""
     pays_after_steps: float | None
-    """Steps until what was gained is what preparation took; None where it was not faster in each turn."""
+    """Steps until what was gained is what preparation took; None where it was not faster in each repeat."""
 
 
-def measure(variant: str, *, batch_size: int, steps: int, turns: int, device: torch.device) -> list[ModeSpeed]:
+def measure(variant: str, *, batch_size: int, steps: int, repeats: int, device: torch.device) -> list[ModeSpeed]:
     model = VARIANTS[variant].model_copy(update={"attn_drop": 0.0})
     dataset = random_dataset(train=steps * batch_size, num_classes=model.num_classes)
     recipe = TrainConfig(
@@ -56,12 +56,12 @@ def measure(variant: str, *, batch_size: int, steps: int, turns: int, device: to
         mode: Trainer(model, recipe.model_copy(update={"mode": mode}), dataset, device=device) for mode in modes
     }
     first_s = {mode: seconds_of(trainer.run_epoch, device) for mode, trainer in trainers.items()}
-    speeds = in_turns(
+    speeds = interleaved(
         {
             mode: partial(lambda trainer: trainer.run_epoch().images_per_s, trainer)
             for mode, trainer in trainers.items()
         },
-        turns,
+        repeats,
     )
     found = []
     for mode in modes:
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=["cct_2_3x2_32", "cct_7_3x1_32"], choices=sorted(VARIANTS))
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--steps", type=int, default=4, help="steps of a measurement")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
     found: list[ModeSpeed] = []
@@ -99,7 +99,7 @@ def main() -> None:
                 variant,
                 batch_size=options.batch_size,
                 steps=options.steps,
-                turns=options.turns,
+                repeats=options.repeats,
                 device=default_device(),
             )
             print(found[-1], flush=True)
@@ -112,11 +112,11 @@ def main() -> None:
     ]  # fmt: skip
     report = Report(
         title="Compiled training",
-        protocol=f"Batch {options.batch_size}, no dropout on attention weights; medians of {options.turns} turns "
+        protocol=f"Batch {options.batch_size}, no dropout on attention weights; medians of {options.repeats} repeats "
         f"(lowest to highest), of {options.steps} steps each. Preparation is what the first epoch took longer than the "
         "eager one's, once.",
         command=f"python benchmarks/training_modes.py --batch-size {options.batch_size} --steps {options.steps} "
-        f"--turns {options.turns}",
+        f"--repeats {options.repeats}",
         tables=[Table(header, rows)],
         results={"modes": found},
     )

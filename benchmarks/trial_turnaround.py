@@ -4,8 +4,8 @@
 
 Turnaround is the time from the end of a trial's last optimizer step to the start of its successor's first, with one
 trial at a time. The last evaluation and checkpoint of the one trial, and the first forward and backward pass of the
-other, are in it. All ways train the same networks on the same images by the same loop, on one local Ray cluster of
-2 CPUs, and take turns:
+other, are in it. All of them train the same networks on the same images by the same loop, on one local Ray cluster of
+2 CPUs, and alternate:
 
 - ours: the worker pool, in waves as in a sweep. Each wave is a crew: within it, jobs follow one another;
   from wave to wave a new crew takes over.
@@ -127,7 +127,7 @@ def read_stamps(folder: Path) -> dict[str, Stamps]:
     return dict(sorted(jobs.items(), key=lambda one: one[1].first_step))
 
 
-# ---- the ways ---------------------------------------------------------------------------------------------------
+# ---- the candidates --------------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -186,7 +186,7 @@ def ours(bench: Bench, waves: list[list[TrialJob]], *, workers: int, gpus: float
 
 
 def _loop(settings: dict[str, Any], device: torch.device, report: Callable[[Any, Any], None]) -> None:
-    """The training loop of the plain ways."""
+    """The training loop of the plain candidates."""
     stamp = _stamp_steps_once(settings["stamps"])
     stamp("begin", settings["id"])
     if device.type == "cpu":
@@ -266,8 +266,8 @@ def plain(bench: Bench, waves: list[list[TrialJob]], *, trainable: Any, takes: d
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to get from trial to trial."""
+class Candidate:
+    """One means to get from trial to trial."""
 
     workers: str
     name: str
@@ -278,12 +278,12 @@ class Way:
 
 
 class Measured:
-    """Turnarounds of one way, in seconds."""
+    """Turnarounds of one candidate, in seconds."""
 
     def __init__(self) -> None:
         self.cold: list[float] = []
         self.within: list[float] = []
-        """From trial to trial of one crew, or, in the plain ways, of one `Tuner.fit`."""
+        """From trial to trial of one crew, or, in the plain candidates, of one `Tuner.fit`."""
         self.between: list[float] = []
         """From the last trial of a wave to the first of the next."""
         self.without_ending: list[float] = []
@@ -308,18 +308,18 @@ class Measured:
             self.parts.append((before.end - before.last_step, after.begin - before.end, after.first_step - after.begin))
 
 
-def measure(bench: Bench, ways: list[Way], rounds: int, console: Console) -> dict[Way, Measured]:
-    measured = {way: Measured() for way in ways}
+def measure(bench: Bench, candidates: list[Candidate], rounds: int, console: Console) -> dict[Candidate, Measured]:
+    measured = {candidate: Measured() for candidate in candidates}
     steps = len(bench.dataset.train) // bench.train.batch_size
     for number in range(rounds):
-        for way in ways:
-            waves = [bench.jobs(way.trials) for _ in range(way.waves)]
+        for candidate in candidates:
+            waves = [bench.jobs(candidate.trials) for _ in range(candidate.waves)]
             started = time.time()
-            way.run(bench, waves)
-            measured[way].add(started, waves, read_stamps(bench.stamps), steps)
-            medians = statistics.median(measured[way].within)
+            candidate.run(bench, waves)
+            measured[candidate].add(started, waves, read_stamps(bench.stamps), steps)
+            medians = statistics.median(measured[candidate].within)
             console.print(
-                f"round {number + 1}/{rounds}: {way.workers}, {way.name}: median so far {medians:.3f} s, "
+                f"round {number + 1}/{rounds}: {candidate.workers}, {candidate.name}: median so far {medians:.3f} s, "
                 f"{time.time() - started:.0f} s in all",
                 highlight=False,
             )
@@ -334,27 +334,27 @@ def _row(workers: str, what: str, values: list[float], bound: str = "") -> str:
     return f"| {workers} | {what} | {len(values)} | {middle:.3f} | {spread} | {bound} |"
 
 
-def table(measured: dict[Way, Measured]) -> Iterator[str]:
+def table(measured: dict[Candidate, Measured]) -> Iterator[str]:
     yield "| workers | from trial to trial, s | n | median | quartiles | highest | mean | bound on the median |"
     yield "| --- | --- | --- | --- | --- | --- | --- | --- |"
-    for way, found in measured.items():
-        ours_ = way.name == "ours"
-        bound = f"<= {BOUNDS[way.workers]:g}" if ours_ else ""
-        yield _row(way.workers, f"{way.name}{', within a wave' if ours_ else ''}", found.within, bound)
+    for candidate, found in measured.items():
+        ours_ = candidate.name == "ours"
+        bound = f"<= {BOUNDS[candidate.workers]:g}" if ours_ else ""
+        yield _row(candidate.workers, f"{candidate.name}{', within a wave' if ours_ else ''}", found.within, bound)
         if ours_:
-            yield _row(way.workers, "ours, from wave to wave (a new crew)", found.between)
-            yield _row(way.workers, "ours, all of these", found.within + found.between, bound)
-            yield _row(way.workers, "ours, within a wave, after evaluation and checkpoint", found.without_ending)
-        yield _row(way.workers, f"{way.name}: from the call to the first step of all, cold", found.cold[:1])
+            yield _row(candidate.workers, "ours, from wave to wave (a new crew)", found.between)
+            yield _row(candidate.workers, "ours, all of these", found.within + found.between, bound)
+            yield _row(candidate.workers, "ours, within a wave, after evaluation and checkpoint", found.without_ending)
+        yield _row(candidate.workers, f"{candidate.name}: from the call to the first step of all, cold", found.cold[:1])
         if found.cold[1:]:
-            yield _row(way.workers, f"{way.name}: likewise, in later rounds", found.cold[1:])
+            yield _row(candidate.workers, f"{candidate.name}: likewise, in later rounds", found.cold[1:])
 
 
-def ratios(measured: dict[Way, Measured]) -> Iterator[str]:
+def ratios(measured: dict[Candidate, Measured]) -> Iterator[str]:
     yield "| workers | Train in Tune over ours | ratio | bound |"
     yield "| --- | --- | --- | --- |"
-    for workers in dict.fromkeys(way.workers for way in measured):
-        by_name = {way.name: found for way, found in measured.items() if way.workers == workers}
+    for workers in dict.fromkeys(candidate.workers for candidate in measured):
+        by_name = {candidate.name: found for candidate, found in measured.items() if candidate.workers == workers}
         if {"ours", "Train in Tune"} <= by_name.keys():
             theirs, own = by_name["Train in Tune"].within, by_name["ours"]
             median = statistics.median(theirs) / statistics.median(own.within)
@@ -363,20 +363,20 @@ def ratios(measured: dict[Way, Measured]) -> Iterator[str]:
             yield f"| {workers} | means, ours with its changes of crews | {mean:.1f} | |"
 
 
-def parts(measured: dict[Way, Measured]) -> Iterator[str]:
-    yield "| workers | way | evaluation and checkpoint | to the next job | its network, first passes |"
+def parts(measured: dict[Candidate, Measured]) -> Iterator[str]:
+    yield "| workers | candidate | evaluation and checkpoint | to the next job | its network, first passes |"
     yield "| --- | --- | --- | --- | --- |"
-    for way, found in measured.items():
+    for candidate, found in measured.items():
         medians = [statistics.median(values) for values in zip(*found.parts, strict=True)]
-        yield f"| {way.workers} | {way.name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |"
+        yield f"| {candidate.workers} | {candidate.name} | " + " | ".join(f"{value:.3f}" for value in medians) + " |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3, help="turns that the ways take")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each candidate")
     parser.add_argument("--waves", type=int, default=4, help="waves of ours in a round; 2 show a change of crews")
     parser.add_argument("--trials", type=int, default=8, help="trials in a wave of ours")
-    parser.add_argument("--plain-trials", type=int, default=5, help="trials of each plain way in a round")
+    parser.add_argument("--plain-trials", type=int, default=5, help="trials of each plain candidate in a round")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of the cluster; DDP ranks take one each if it has 2")
     parser.add_argument("--quick", action="store_true", help="one round of few trials: does it work?")
     parser.add_argument("--out", type=Path, help="file for the tables")
@@ -403,23 +403,23 @@ def main() -> None:
         plain_trials = {"waves": 1, "trials": options.plain_trials}
         one, ddp = BOUNDS
         no_cpu = {"waiting": 1}  # its workers take the CPUs: with one for the trial that waits, 2 ranks would not fit
-        ways = [
-            Way(one, "ours", partial(ours, workers=1, gpus=gpu), **trials),
-            Way(one, "Train in Tune",
+        candidates = [
+            Candidate(one, "ours", partial(ours, workers=1, gpus=gpu), **trials),
+            Candidate(one, "Train in Tune",
                 partial(plain, trainable=partial(in_tune, workers=1, gpus=gpu), takes=no_cpu, reuse=False),
                 **plain_trials),
-            Way(one, "Tune alone, actors reused",
+            Candidate(one, "Tune alone, actors reused",
                 partial(plain, trainable=partial(_work_in_tune, gpus=gpu), takes={"cpu": 1, "gpu": gpu}, reuse=True),
                 **plain_trials),
-            Way(ddp, "ours", partial(ours, workers=2, gpus=gpus), **trials),
-            Way(ddp, "Train in Tune",
+            Candidate(ddp, "ours", partial(ours, workers=2, gpus=gpus), **trials),
+            Candidate(ddp, "Train in Tune",
                 partial(plain, trainable=partial(in_tune, workers=2, gpus=gpus), takes=no_cpu, reuse=False),
                 **plain_trials),
         ]  # fmt: skip
         try:
             bench = Bench(folder)
             steps = len(bench.dataset.train) // bench.train.batch_size
-            measured = measure(bench, ways, options.rounds, console)
+            measured = measure(bench, candidates, options.rounds, console)
         finally:
             ray.shutdown()
     where = device_name(torch.device("cuda" if gpu else "cpu"))
@@ -432,7 +432,7 @@ def main() -> None:
         f"Turnaround: from the end of a trial's last optimizer step to the start of its successor's first, one trial "
         f"at a time; the last evaluation and checkpoint and the first forward and backward pass are in it. Digits, "
         f"embed_dim 24, 1 to 3 blocks, {steps} steps of {bench.train.batch_size} images a trial; {options.rounds} "
-        f"round(s) in which the ways take turns, on one Ray cluster of 2 CPUs.",
+        f"round(s) in which the candidates alternate, on one Ray cluster of 2 CPUs.",
         "",
         f"{where}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}.",
         "",

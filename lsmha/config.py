@@ -134,7 +134,7 @@ class ModelConfig(Config):
         return self.grid_size**2
 
     @staticmethod
-    def neutral_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    def inactive_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         """Fields that have no effect on the network that `values` describe, with the value that stands for "none".
 
         Without conv blocks, conv_kind; without transformer blocks, all that configures attention and MLP; with one
@@ -157,7 +157,7 @@ class ModelConfig(Config):
 
     def canonical(self) -> Self:
         """The same network with every field that has no effect at its neutral value, so that equals compare equal."""
-        return self.model_copy(update=self.neutral_fields(self.model_dump()))
+        return self.model_copy(update=self.inactive_fields(self.model_dump()))
 
 
 class DataConfig(Config):

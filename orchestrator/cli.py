@@ -194,7 +194,7 @@ def latency(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     mode: Annotated[str, typer.Option(help="eager, compiled or cuda-graph.")] = "eager",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    rounds: Annotated[int, typer.Option(help="Fresh processes for each network, taken in turns.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Fresh processes for each network, taken by turns.")] = 3,
 ) -> None:
     """Measure inference latency of a variant on this machine; keep it idle meanwhile (see docs/latency.md)."""
     from orchestrator.commands.latency import show_latencies
@@ -284,12 +284,12 @@ def prune(
 
 @app.command(
     epilog="Examples:\n\nlsmha-sweep bench\n\n"
-    "lsmha-sweep bench --variants cct_7_3x1_32 --device cuda --turns 9 --out results/h100"
+    "lsmha-sweep bench --variants cct_7_3x1_32 --device cuda --repeats 9 --out results/h100"
 )
 def bench(
     variants: Annotated[str, typer.Option(help="Published variants.")] = "cct_2_3x2_32,cct_7_3x1_32",
     batch_size: Annotated[int, typer.Option(help="Images per training step.")] = 128,
-    turns: Annotated[int, typer.Option(help="Measurements of each way to train.")] = 5,
+    repeats: Annotated[int, typer.Option(help="Measurements of each candidate.")] = 5,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     timm: Annotated[bool, typer.Option("--timm", help="Beside timm's training loop, too (pip install timm).")] = False,
     out: Annotated[str | None, typer.Option(metavar="STEM", help="Also write STEM.md and STEM.json.")] = None,
@@ -301,7 +301,7 @@ def bench(
     from orchestrator.commands.bench import bench_training
 
     bench_training(
-        variants.split(","), Console(), batch_size=batch_size, turns=turns, device=device, with_timm=timm,
+        variants.split(","), Console(), batch_size=batch_size, repeats=repeats, device=device, with_timm=timm,
         out=None if out is None else Path(out),
     )  # fmt: skip
 

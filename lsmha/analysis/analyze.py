@@ -7,13 +7,15 @@ from dataclasses import dataclass
 import torch
 
 from lsmha.analysis.fields import TapAccuracy, TapFields, check_labels_present, measure_fields
-from lsmha.analysis.fitting import OnProgress, fit_readouts
+from lsmha.analysis.fitting import fit_readouts
 from lsmha.analysis.statistics import FieldStatistics, field_statistics
 from lsmha.analysis.symmetry import SymmetryBreaking, head_label_incidence, symmetry_breaking
 from lsmha.analysis.taps import Tap, taps_of
 from lsmha.config import AnalysisConfig, ModelConfig
 from lsmha.data import Dataset
+from lsmha.errors import ConfigurationError
 from lsmha.models import CCT
+from lsmha.progress import OnProgress, no_progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def analyze(
     config: AnalysisConfig,
     *,
     device: torch.device,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress = no_progress,
 ) -> Analysis:
     """Train read-outs on the training split, then read fields, clusters and symmetry off the test set.
 
@@ -113,10 +115,10 @@ def check_fit(model: CCT, dataset: Dataset) -> None:
     for name in ("img_size", "in_channels", "num_classes"):
         wanted, got = getattr(dataset, name), getattr(model.config, name)
         if wanted != got:
-            raise ValueError(f"{name} must be {wanted} for data set {dataset.name}, but the network has {got}")
+            raise ConfigurationError(f"{name} must be {wanted} for data set {dataset.name}, but the network has {got}")
     for name, value in model.state_dict().items():
         if not torch.isfinite(value).all():
-            raise ValueError(f"weights must be finite, but {name} has NaN or infinite ones")
+            raise ConfigurationError(f"weights must be finite, but {name} has NaN or infinite ones")
 
 
 def group_analyses(tap: Tap, fields: TapFields, config: AnalysisConfig, *, conv: bool) -> tuple[GroupAnalysis, ...]:

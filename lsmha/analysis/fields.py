@@ -22,6 +22,7 @@ from lsmha.analysis.readouts import ReadOut
 from lsmha.analysis.streaming import BATCH_SIZE, stream_taps
 from lsmha.analysis.taps import Tap, tap_heads
 from lsmha.data import Dataset
+from lsmha.errors import ConfigurationError
 from lsmha.models import CCT
 
 
@@ -138,7 +139,7 @@ def check_labels_present(dataset: Dataset) -> None:
     missing = [dataset.class_names[label] for label in (counts == 0).nonzero().flatten().tolist()]
     if missing:
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ValueError(
+        raise ConfigurationError(
             f"test set of {dataset.name}: every label needs an image, but {len(missing)} lack one: {shown}"
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -13,13 +13,12 @@ from lsmha.analysis.streaming import stream_taps
 from lsmha.analysis.taps import Tap, watch_taps
 from lsmha.config import ReadoutConfig
 from lsmha.data import Augmentation, Dataset, LabeledImages, stratified_subset
+from lsmha.errors import ConfigurationError
 from lsmha.models import CCT
+from lsmha.progress import OnProgress, no_progress
 
 MAX_CACHED_BYTES = 8 * 1024**3
 """Pooled features that `lbfgs` may hold at a time."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is to do."""
 
 
 def fit_readouts(
@@ -30,12 +29,12 @@ def fit_readouts(
     *,
     device: torch.device,
     seed: int = 0,
-    on_progress: OnProgress = lambda *_: None,
+    on_progress: OnProgress = no_progress,
 ) -> dict[Tap, ReadOut]:
     """A read-out for each tap, trained on the training split while the network stays as it is, in eval mode.
 
     Raises:
-        ValueError: As for `check_fittable`, or solver `lbfgs` would have to hold too much.
+        ConfigurationError: As for `check_fittable`, or solver `lbfgs` would have to hold too much.
     """
     check_fittable(dataset, config)
     train = dataset.train
@@ -52,11 +51,11 @@ def check_fittable(dataset: Dataset, config: ReadoutConfig) -> None:
     """Raise ValueError where the training images are too few for the settings, whatever the network."""
     images = min(len(dataset.train), config.max_train_images or len(dataset.train))
     if images < dataset.num_classes:
-        raise ValueError(
+        raise ConfigurationError(
             f"readout.max_train_images: each of {dataset.num_classes} labels needs at least one image, but got {images}"
         )
     if config.solver == "sgd" and config.batch_size > images:
-        raise ValueError(
+        raise ConfigurationError(
             f"readout.batch_size: at most the {images:,} training images are allowed, but got {config.batch_size}"
         )
 
@@ -74,7 +73,7 @@ def _solve_lbfgs(
 ) -> None:
     size = sum(readout.fc.in_features for readout in readouts.values()) * len(train) * 4
     if size > MAX_CACHED_BYTES:
-        raise ValueError(
+        raise ConfigurationError(
             f"readout: solver lbfgs may hold {MAX_CACHED_BYTES / 1024**3:.0f} GiB of pooled features, but pooling "
             f"{config.pooling} of {len(train):,} images gives {size / 1024**3:.1f} GiB; lower max_train_images, "
             "or use pooling mean or solver sgd"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,12 @@ from numpy.typing import NDArray
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
 from lsmha.io.atomic import atomic_path
+from lsmha.io.paths import RunPath
 
 MAX_HEADS_SHOWN = 8
 
 
-def save_plots(analysis: Analysis, folder: Path, *, title: str) -> None:
+def save_plots(analysis: Analysis, folder: RunPath, *, title: str) -> None:
     """Write `blocks.png`, `heads_per_label.png`, and for each transformer block `shp_block<m>.png`."""
     folder.mkdir(exist_ok=True)
     _save(_plot_blocks(analysis, title), folder / "blocks.png")
@@ -27,7 +27,7 @@ def save_plots(analysis: Analysis, folder: Path, *, title: str) -> None:
                 _save(figure, folder / f"shp_block{tap.tap.block}.png")
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: RunPath) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 

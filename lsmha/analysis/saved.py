@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
@@ -13,12 +12,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lsmha.analysis.analyze import Analysis, GroupAnalysis, TapAnalysis
+from lsmha.errors import DamagedFileError
 from lsmha.io.atomic import atomic_write_text
-from lsmha.io.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
+from lsmha.io.paths import RunPath
 from lsmha.io.tables import write_table
 
 
-def save_analysis(analysis: Analysis, folder: Path) -> None:
+def save_analysis(analysis: Analysis, folder: RunPath) -> None:
     """Write `fields.safetensors`, `blocks.parquet`, `heads.parquet`, `incidence.parquet` and, last, `analysis.json`.
 
     The folder is made, if there is one to make it in.
@@ -29,8 +30,8 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     fields = {f"{tap.tap}.{group.kind}": group.fields.contiguous() for tap in analysis.taps for group in tap.groups}
     fields |= {f"{tap.tap}.logits": tap.logits.contiguous() for tap in analysis.taps}
-    metadata = {"fingerprint": analysis.fingerprint, "checksum": UNSEALED}
-    write_sealed(folder / "fields.safetensors", save(fields, metadata=metadata))
+    metadata = {"fingerprint": analysis.fingerprint, "checksum": CHECKSUM_PLACEHOLDER}
+    write_checked(folder / "fields.safetensors", save(fields, metadata=metadata))
     write_table(folder / "blocks.parquet", block_rows(analysis))
     write_table(folder / "heads.parquet", unit_rows(analysis))
     write_table(folder / "incidence.parquet", incidence_rows(analysis))
@@ -45,7 +46,7 @@ def save_analysis(analysis: Analysis, folder: Path) -> None:
     atomic_write_text(folder / "analysis.json", json.dumps(description, indent=2) + "\n")
 
 
-def load_fields(folder: Path) -> dict[str, Tensor]:
+def load_fields(folder: RunPath) -> dict[str, Tensor]:
     """The field matrices that `save_analysis` wrote, by `block<m>.<tap>.<head|node|filter|logits>`.
 
     Raises:
@@ -53,7 +54,7 @@ def load_fields(folder: Path) -> dict[str, Tensor]:
         DamagedFileError: They are not those that were saved.
     """
     path = folder / "fields.safetensors"
-    content = check_seal(path)
+    content = read_checked(path, required=False)
     try:
         return load(content)
     except SafetensorError as error:

@@ -1,1 +1,1 @@
-"""How fast training is, beside what a user would take instead; every ratio from ways that took turns in one run."""
+"""How fast training is, beside what a user would take instead; ratios are of candidates that took turns in one run."""

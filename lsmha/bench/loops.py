@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lsmha.bench.peers import timm_adamw, timm_loader, vit_pytorch_cct
+from lsmha.bench.baselines import timm_adamw, timm_loader, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset, normalize
@@ -80,7 +80,7 @@ def build_loop(name: LoopName, model: ModelConfig, train: TrainConfig, *, steps:
     """The loop of that name, for so many steps a run.
 
     Raises:
-        MissingPeerError: Its package is not installed.
+        MissingBaselineError: Its package is not installed.
     """
     torch.manual_seed(train.seed)
     if name == "lsmha":

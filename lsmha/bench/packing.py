@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from lsmha.bench.contestant import Contestant, ContestantError, ContestantProcess, together
+from lsmha.bench.subject import Subject, SubjectProcess, together
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.errors import SubjectError
 from lsmha.training.memory import free_memory
 
-WORTH = 1.1
+MIN_SPEEDUP = 1.1
 """Twice as many runs must train so many times as fast together: each of them then takes up to twice as long."""
-SPARED = 0.1
+RESERVED_FRACTION = 0.1
 """Part of the device's memory that is left alone."""
 TURNS = 3
 
@@ -32,26 +33,26 @@ class Packing:
     """Bytes of the device that each run takes."""
 
 
-def choose_packing(measure: Callable[[int], tuple[float, int]], *, most: int, memory: int) -> Packing:
+def choose_packing(measure: Callable[[int], tuple[float, int]], *, max_runs: int, memory: int) -> Packing:
     """Double the runs until there is too little memory for them, or they are not worth it.
 
     Args:
         measure: Images/s of so many runs together, and the bytes that each of them takes.
-        most: Runs that there may be.
+        max_runs: Runs that there may be.
         memory: Bytes that there are.
 
     Raises:
-        ContestantError: A single run could not train.
+        SubjectError: A single run could not train.
     """
     images_per_s, each = measure(1)
     found, runs = {1: images_per_s}, 1
-    while (more := 2 * runs) <= most and more * each <= (1 - SPARED) * memory:
+    while (more := 2 * runs) <= max_runs and more * each <= (1 - RESERVED_FRACTION) * memory:
         try:
             images_per_s, each = measure(more)
-        except ContestantError:  # out of memory after all
+        except SubjectError:  # out of memory after all
             break
         found[more] = images_per_s
-        if images_per_s < WORTH * found[runs]:
+        if images_per_s < MIN_SPEEDUP * found[runs]:
             break
         runs = more
     return Packing(runs, found, each)
@@ -62,7 +63,7 @@ def measure_packing(
     train: TrainConfig,
     *,
     device: torch.device,
-    most: int,
+    max_runs: int,
     data_bytes: int = 0,
     run_s: float = 2.0,
     on_measured: Callable[[int, float], None] = lambda *_: None,
@@ -73,21 +74,21 @@ def measure_packing(
         model: The network.
         train: The recipe.
         device: Where to train; nothing else may use it meanwhile.
-        most: Runs at a time that there may be.
+        max_runs: Runs at a time that there may be.
         data_bytes: What a run's own copy of the data set takes there, besides.
         run_s: Seconds of each of the `TURNS` measurements of a number of runs, roughly.
         on_measured: Told a number of runs and their images/s.
 
     Raises:
-        ContestantError: The network could not be trained.
+        SubjectError: The network could not be trained.
     """
     memory = free_memory(device)
     with ExitStack() as ending:
-        processes: list[ContestantProcess] = []
+        processes: list[SubjectProcess] = []
 
         def measure(runs: int) -> tuple[float, int]:
-            contestant = Contestant("lsmha", model, train, str(device), tuned=True)
-            new = [ContestantProcess(contestant, run_s=run_s) for _ in range(runs - len(processes))]
+            subject = Subject("lsmha", model, train, str(device), tuned=True)
+            new = [SubjectProcess(subject, run_s=run_s) for _ in range(runs - len(processes))]
             for process in new:
                 ending.callback(process.kill)
             for process in new:
@@ -97,4 +98,4 @@ def measure_packing(
             on_measured(runs, images_per_s)
             return images_per_s, max(0, memory - free_memory(device)) // runs + data_bytes
 
-        return choose_packing(measure, most=most, memory=memory)
+        return choose_packing(measure, max_runs=max_runs, memory=memory)

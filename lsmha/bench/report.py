@@ -55,7 +55,7 @@ class Report:
             "protocol": self.protocol,
             "command": self.command,
             **_origin(),
-            "results": {kind: [asdict(one) for one in found] for kind, found in self.results.items()},
+            "results": {kind: [asdict(result) for result in found] for kind, found in self.results.items()},
         }
         name = stem.stem if stem.suffix in (".json", ".md") else stem.name
         atomic_write_text(stem.with_name(f"{name}.json"), json.dumps(content, indent=1) + "\n")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from lsmha.bench.contestant import Contestant, ContestantProcess, started
 from lsmha.bench.loops import LoopName
+from lsmha.bench.repeats import Spread, interleaved, ratios
 from lsmha.bench.report import Table
-from lsmha.bench.turns import Spread, in_turns, ratios
+from lsmha.bench.subject import Subject, SubjectProcess, started
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.models import VARIANTS
 
@@ -25,7 +25,7 @@ COMPARISONS = (
     ("both without", OURS_UNDROPPED, PLAIN_UNDROPPED),
     ("both with it, vit-pytorch under bf16 autocast", OURS, PLAIN_BF16),
 )
-"""What is compared, the way whose speed is the numerator, and the other one."""
+"""What is compared, the candidate whose speed is the numerator, and the other one."""
 TIMM, TIMM_RESIDENT = "timm's loop and loader, bf16", "timm's loop, images in memory, bf16"
 COMPARISONS_WITH_TIMM = (
     ("each with its own recipe's dropout, over timm's loop and loader in bf16", OURS_UNDROPPED, TIMM),
@@ -35,10 +35,10 @@ COMPARISONS_WITH_TIMM = (
 
 @dataclass(frozen=True)
 class Speed:
-    """Throughput of one way to train one network."""
+    """How fast one candidate trains one network."""
 
     variant: str
-    way: str
+    candidate: str
     attn_drop: float
     """Dropout on the attention weights."""
     num_params: int
@@ -49,7 +49,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Images per second of one way over those of another, turn by turn."""
+    """Images per second of one candidate over those of another, repeat by repeat."""
 
     variant: str
     what: str
@@ -60,70 +60,70 @@ def compare_training(
     variants: Sequence[str],
     *,
     batch_size: int,
-    turns: int,
+    repeats: int,
     device: str,
     run_s: float = RUN_S,
     with_timm: bool = False,
-    on_turn: Callable[[str], None] = lambda _: None,
+    on_repeat: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Speed], list[Speedup]]:
     """Time training steps of vit-pytorch in a plain loop and of this package, with and without dropout on attention
     weights: the published recipe has it, this project's own recipes do not.
 
-    Each way trains in a process of its own, and only one at a time. `on_turn` gets a line before each measurement.
+    Each candidate trains in a process of its own, only one at a time. `on_repeat` gets a line before each measurement.
 
     Args:
         variants: Names in `VARIANTS`.
         batch_size: Images per step.
-        turns: Measurements of each way.
+        repeats: Measurements of each candidate.
         device: cpu or cuda.
         run_s: Seconds of a measurement.
         with_timm: Compare with timm's training loop around vit-pytorch's network, too.
 
     Raises:
-        ContestantError: A process could not train; vit-pytorch is not installed, maybe.
+        SubjectError: A process could not train; vit-pytorch is not installed, maybe.
     """
     speeds, speedups = [], []
     for variant in variants:
-        contestants = _contestants(VARIANTS[variant], batch_size, device, with_timm=with_timm)
+        subjects = _subjects(VARIANTS[variant], batch_size, device, with_timm=with_timm)
 
-        def tell(turn: int, way: str, variant: str = variant) -> None:
-            on_turn(f"{variant}: turn {turn + 1} of {turns}, {way}")
+        def tell(repeat: int, candidate: str, variant: str = variant) -> None:
+            on_repeat(f"{variant}: repeat {repeat + 1} of {repeats}, {candidate}")
 
         with ExitStack() as stack:
-            processes: dict[str, ContestantProcess] = {}
-            for way, contestant in contestants.items():
-                on_turn(f"{variant}: {way} warms up")
-                processes[way] = stack.enter_context(started(contestant, run_s=run_s))
-            measured = in_turns(
-                {way: process.images_per_s for way, process in processes.items()},
-                turns,
-                on_turn=tell,
+            processes: dict[str, SubjectProcess] = {}
+            for candidate, subject in subjects.items():
+                on_repeat(f"{variant}: {candidate} warms up")
+                processes[candidate] = stack.enter_context(started(subject, run_s=run_s))
+            measured = interleaved(
+                {candidate: process.images_per_s for candidate, process in processes.items()},
+                repeats,
+                on_repeat=tell,
             )
             speeds += [
                 Speed(
                     variant=variant,
-                    way=way,
-                    attn_drop=contestants[way].model.attn_drop,
+                    candidate=candidate,
+                    attn_drop=subjects[candidate].model.attn_drop,
                     num_params=process.num_params,
-                    images_per_s=Spread.of(measured[way]),
+                    images_per_s=Spread.of(measured[candidate]),
                     peak_memory_mib=process.peak_memory_mib(),
                 )
-                for way, process in processes.items()
+                for candidate, process in processes.items()
             ]
         compared = COMPARISONS + (COMPARISONS_WITH_TIMM if with_timm else ())
         speedups += [Speedup(variant, what, ratios(measured[own], measured[other])) for what, own, other in compared]
     return speeds, speedups
 
 
-def _contestants(published: ModelConfig, batch_size: int, device: str, *, with_timm: bool) -> dict[str, Contestant]:
+def _subjects(published: ModelConfig, batch_size: int, device: str, *, with_timm: bool) -> dict[str, Subject]:
     recipe = TrainConfig(batch_size=batch_size, learning_rate=1e-4)
     undropped = published.model_copy(update={"attn_drop": 0.0})
 
-    def plain(model: ModelConfig, precision: str = "fp32", loop: LoopName = "vit-pytorch") -> Contestant:
-        return Contestant(loop, model, recipe.model_copy(update={"precision": precision}), device, tuned=False)
+    def plain(model: ModelConfig, precision: str = "fp32", loop: LoopName = "vit-pytorch") -> Subject:
+        return Subject(loop, model, recipe.model_copy(update={"precision": precision}), device, tuned=False)
 
-    def ours(model: ModelConfig) -> Contestant:
-        return Contestant("lsmha", model, recipe, device, tuned=True)
+    def ours(model: ModelConfig) -> Subject:
+        return Subject("lsmha", model, recipe, device, tuned=True)
 
     timm = {TIMM: plain(published, "bf16", "timm"), TIMM_RESIDENT: plain(published, "bf16", "timm, resident")}
     return {
@@ -140,21 +140,24 @@ def tables(speeds: Sequence[Speed], speedups: Sequence[Speedup]) -> list[Table]:
     """The results for readers: ratios first."""
     return [
         Table(
-            ["network", "speed of lsmha over vit-pytorch's", "ratio", "turns"],
-            [[f"`{one.variant}`", one.what, one.ratio.format(".2f"), str(one.ratio.n)] for one in speedups],
+            ["network", "speed of lsmha over vit-pytorch's", "ratio", "repeats"],
+            [
+                [f"`{speedup.variant}`", speedup.what, speedup.ratio.format(".2f"), str(speedup.ratio.n)]
+                for speedup in speedups
+            ],
         ),
         Table(
-            ["network", "way", "attn_drop", "parameters", "images/s", "peak memory, MiB"],
+            ["network", "candidate", "attn_drop", "parameters", "images/s", "peak memory, MiB"],
             [
                 [
-                    f"`{one.variant}`",
-                    one.way,
-                    f"{one.attn_drop:g}",
-                    f"{one.num_params:,}",
-                    one.images_per_s.format(",.1f"),
-                    f"{one.peak_memory_mib:,.0f}",
+                    f"`{speed.variant}`",
+                    speed.candidate,
+                    f"{speed.attn_drop:g}",
+                    f"{speed.num_params:,}",
+                    speed.images_per_s.format(",.1f"),
+                    f"{speed.peak_memory_mib:,.0f}",
                 ]
-                for one in speeds
+                for speed in speeds
             ],
         ),
     ]

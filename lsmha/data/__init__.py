@@ -6,13 +6,12 @@ inputs, targets = augment(dataset.train.images[:128], dataset.train.labels[:128]
 """
 
 from lsmha.data.augmentation import Augmentation, normalize
-from lsmha.data.images import DataError, Dataset, LabeledImages
+from lsmha.data.images import Dataset, LabeledImages
 from lsmha.data.sources import load_dataset
 from lsmha.data.splits import stratified_split, stratified_subset
 
 __all__ = [
     "Augmentation",
-    "DataError",
     "Dataset",
     "LabeledImages",
     "load_dataset",

@@ -11,15 +11,14 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from lsmha.data.images import DataError
+from lsmha.errors import DataError
+from lsmha.progress import OnProgress
 
 DEFAULT_SIZE = 224
 """Side in pixels to which images of different sizes are resized."""
 REPORT_EVERY = 1000
 """Images between two progress reports."""
 
-Progress = Callable[[str, int, int], None]
-"""Called with a description, the number of images done and their total."""
 Records = Callable[[], Iterable[tuple[str, "bytes | Path | None"]]]
 """Starts an iteration over (where the image comes from, its encoded bytes or file)."""
 
@@ -29,7 +28,7 @@ class _SizesDifferError(Exception):
 
 
 def decode_images(
-    records: Records, count: int, *, img_size: int | None, description: str, on_progress: Progress | None
+    records: Records, count: int, *, img_size: int | None, description: str, on_progress: OnProgress
 ) -> torch.Tensor:
     """Decode images as RGB.
 
@@ -52,7 +51,7 @@ def decode_images(
     def reported() -> Iterator[tuple[str, bytes | Path | None]]:
         for done, record in enumerate(records(), 1):
             yield record
-            if on_progress is not None and (done % REPORT_EVERY == 0 or done == count):
+            if done % REPORT_EVERY == 0 or done == count:
                 on_progress(description, done, count)
 
     try:

@@ -14,10 +14,6 @@ import torch
 SPLITS = ("train", "val", "test")
 
 
-class DataError(ValueError):
-    """Images that cannot be used as configured: one line with the setting, its value and what is allowed."""
-
-
 @dataclass(frozen=True, eq=False)
 class LabeledImages:
     """One split. Treat the tensors as read-only: they may lie in memory that other processes map too."""

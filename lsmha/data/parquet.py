@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,16 +16,18 @@ import pyarrow.parquet as pq
 import torch
 
 from lsmha.config import DataConfig
-from lsmha.data.decoding import Progress, decode_images
-from lsmha.data.images import DataError, LabeledImages
-from lsmha.io.paths import is_remote, path_of
+from lsmha.data.decoding import decode_images
+from lsmha.data.images import LabeledImages
+from lsmha.errors import DataError
+from lsmha.io.paths import RunPath, is_remote, path_of
+from lsmha.progress import OnProgress
 
 ROWS_PER_BATCH = 1024
 """Rows whose encoded images are held as Python objects at a time."""
 
 
 def load_parquet(
-    config: DataConfig, on_progress: Progress | None
+    config: DataConfig, on_progress: OnProgress
 ) -> tuple[LabeledImages, LabeledImages, tuple[str, ...] | None]:
     """Training images, test images and class names, which are None where the schema has none.
 
@@ -41,16 +43,16 @@ def load_parquet(
     return train, test, _class_names(schema, _label_column(schema, config, files["train"][0]))
 
 
-def _find_files(config: DataConfig) -> dict[str, list[Path]]:
+def _find_files(config: DataConfig) -> dict[str, list[RunPath]]:
     if config.path is None:
         raise DataError("data.path must be the folder or file glob of the Parquet files for data.name='parquet'")
     try:
-        path = path_of(config.path).expanduser()
+        path = path_of(os.path.expanduser(config.path))
     except ValueError as error:
         raise DataError(f"data.path {error}") from None
     with _readable(path):
         found = _matching(path)
-    files: dict[str, list[Path]] = {"train": [], "test": [], "val": []}
+    files: dict[str, list[RunPath]] = {"train": [], "test": [], "val": []}
     for file in found:
         if match := re.search(r"(?<![a-z])(train|test|val)", file.name.lower()):
             files[match.group(1)].append(file)
@@ -63,17 +65,17 @@ def _find_files(config: DataConfig) -> dict[str, list[Path]]:
     return files
 
 
-def _matching(path: Any) -> list[Path]:
+def _matching(path: RunPath) -> list[RunPath]:
     """The Parquet files in a folder, or what a glob matches, sorted."""
     if path.is_dir():
         return sorted(path.rglob("*.parquet"))
     if is_remote(path):
-        return path.matching()
+        return list(path.matching())
     return sorted(Path(name) for name in glob.glob(str(path), recursive=True))
 
 
 def _load_split(
-    split: str, files: list[Path], config: DataConfig, img_size: int | None, on_progress: Progress | None
+    split: str, files: list[RunPath], config: DataConfig, img_size: int | None, on_progress: OnProgress
 ) -> LabeledImages:
     labels = torch.cat([_read_labels(file, config) for file in files])
     if not len(labels):
@@ -89,7 +91,7 @@ def _load_split(
     return LabeledImages(images, labels)
 
 
-def _read_labels(file: Path, config: DataConfig) -> torch.Tensor:
+def _read_labels(file: RunPath, config: DataConfig) -> torch.Tensor:
     parquet = _open(file)
     column = _label_column(parquet.schema_arrow, config, file)
     with _readable(file):
@@ -102,7 +104,7 @@ def _read_labels(file: Path, config: DataConfig) -> torch.Tensor:
     return torch.from_numpy(labels.to_numpy().astype("int64"))
 
 
-def _read_images(file: Path, config: DataConfig) -> Iterator[tuple[str, bytes | None]]:
+def _read_images(file: RunPath, config: DataConfig) -> Iterator[tuple[str, bytes | None]]:
     parquet = _open(file)
     column = _image_column(parquet.schema_arrow, config, file)
     row = 0
@@ -113,17 +115,17 @@ def _read_images(file: Path, config: DataConfig) -> Iterator[tuple[str, bytes | 
                 row += 1
 
 
-def _image_column(schema: pa.Schema, config: DataConfig, file: Path) -> str:
+def _image_column(schema: pa.Schema, config: DataConfig, file: RunPath) -> str:
     images = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
     return _pick("image_column", config.image_column, images, "struct column with a `bytes` field", file)
 
 
-def _label_column(schema: pa.Schema, config: DataConfig, file: Path) -> str:
+def _label_column(schema: pa.Schema, config: DataConfig, file: RunPath) -> str:
     labels = [field.name for field in schema if pa.types.is_integer(field.type)]
     return _pick("label_column", config.label_column, labels, "integer column", file)
 
 
-def _pick(setting: str, given: str | None, candidates: list[str], kind: str, file: Path) -> str:
+def _pick(setting: str, given: str | None, candidates: list[str], kind: str, file: RunPath) -> str:
     if given is None and len(candidates) == 1:
         return candidates[0]
     if given in candidates:
@@ -140,16 +142,16 @@ def _class_names(schema: pa.Schema, label_column: str) -> tuple[str, ...] | None
         return None
 
 
-def _open(file: Any) -> pq.ParquetFile:
+def _open(file: RunPath) -> pq.ParquetFile:
     with _readable(file):
-        return pq.ParquetFile(file.open_seekable() if is_remote(file) else file)
+        return pq.ParquetFile(file.open_seekable() if is_remote(file) else str(file))
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[None]:
+def _readable(file: RunPath) -> Iterator[None]:
     try:
         if is_remote(file):
-            from lsmha.io.object_store import store_errors
+            from lsmha.io.object_store import store_errors  # here, because work on disk must not wait for it
 
             with store_errors(file):
                 yield

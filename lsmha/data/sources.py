@@ -7,20 +7,22 @@ from collections.abc import Callable
 import torch
 
 from lsmha.config import DataConfig
-from lsmha.data.decoding import Progress, resize_images
-from lsmha.data.images import DataError, Dataset, LabeledImages
+from lsmha.data.decoding import resize_images
+from lsmha.data.images import Dataset, LabeledImages
 from lsmha.data.parquet import load_parquet
 from lsmha.data.splits import stratified_split, stratified_subset
 from lsmha.data.torchvision_sets import load_cifar, load_flowers, load_imagefolder
+from lsmha.errors import DataError
+from lsmha.progress import OnProgress, no_progress
 
 TEST_FRACTION = 0.2
 """Part of the images held out as test images where a set has none of its own."""
 
 Loaded = tuple[LabeledImages, LabeledImages, "tuple[str, ...] | None"]
-Loader = Callable[[DataConfig, "Progress | None"], Loaded]
+Loader = Callable[[DataConfig, OnProgress], Loaded]
 
 
-def load_dataset(config: DataConfig, *, on_progress: Progress | None = None) -> Dataset:
+def load_dataset(config: DataConfig, *, on_progress: OnProgress = no_progress) -> Dataset:
     """Load a data set into memory, each image decoded once, and split it.
 
     Args:
@@ -74,7 +76,7 @@ def _check_labels(train: torch.Tensor, test: torch.Tensor, num_classes: int, con
         raise DataError(f"{source}: no training image of labels {missing[:10]}; each of 0..{num_classes - 1} needs one")
 
 
-def _load_digits(config: DataConfig, on_progress: Progress | None) -> Loaded:
+def _load_digits(config: DataConfig, on_progress: OnProgress) -> Loaded:
     from sklearn.datasets import load_digits  # here, because other sources must not wait for it
 
     digits = load_digits()

@@ -9,16 +9,16 @@ import torch
 
 # torchvision.datasets is imported inside the functions because other sources must not wait for it.
 from lsmha.config import DataConfig
-from lsmha.data.decoding import Progress, decode_images, resize_images
-from lsmha.data.images import DataError, LabeledImages
+from lsmha.data.decoding import decode_images, resize_images
+from lsmha.data.images import LabeledImages
+from lsmha.errors import DataError
+from lsmha.progress import OnProgress
 
 DEFAULT_FOLDER = "~/.cache/lsmha-sweep/data"
 """Where downloads go when `DataConfig.path` is not given."""
 
 
-def load_cifar(
-    config: DataConfig, on_progress: Progress | None
-) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
+def load_cifar(config: DataConfig, on_progress: OnProgress) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     """Training images, test images and class names of CIFAR-10 or CIFAR-100.
 
     Raises:
@@ -40,9 +40,7 @@ def load_cifar(
     return parts[0], parts[1], class_names
 
 
-def load_flowers(
-    config: DataConfig, on_progress: Progress | None
-) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
+def load_flowers(config: DataConfig, on_progress: OnProgress) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     """Training images (the published training and validation images), test images and names of Oxford 102 Flowers.
 
     Raises:
@@ -65,7 +63,7 @@ def load_flowers(
 
 
 def load_imagefolder(
-    config: DataConfig, on_progress: Progress | None
+    config: DataConfig, on_progress: OnProgress
 ) -> tuple[LabeledImages, LabeledImages, tuple[str, ...]]:
     """Training images, test images and class names (the sorted folder names) below `path/train` and `path/test`.
 
@@ -114,7 +112,7 @@ def _open_or_download(
 
 
 def _decode_files(
-    split: str, samples: list[tuple[Path, int]], img_size: int | None, on_progress: Progress | None
+    split: str, samples: list[tuple[Path, int]], img_size: int | None, on_progress: OnProgress
 ) -> LabeledImages:
     images = decode_images(
         lambda: ((str(file), file) for file, _ in samples),

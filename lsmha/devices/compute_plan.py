@@ -19,19 +19,19 @@ from lsmha.models.attention import PADDED_TO, AttentionKernels, default_kernels
 from lsmha.models.cct import CCT
 
 Precision = Literal["bf16", "fp32"]
-Way = TypeVar("Way", bound=Hashable)
+Candidate = TypeVar("Candidate", bound=Hashable)
 
 PROBE_IMAGES = 16
 """Images of a measurement on a CPU at most, where time is proportional to them."""
 PROBE_WEIGHTS = 2**27
 """Attention weights of a measurement at most, over all heads and images: other trials may share the memory."""
 PROBE_S = 0.1
-"""How long ways are timed, but at least `PROBE_TURNS[0]` times each, and at most `PROBE_TURNS[1]` times."""
-PROBE_TURNS = (3, 20)
+"""How long candidates are timed, but at least `PROBE_REPEATS[0]` times each, and at most `PROBE_REPEATS[1]` times."""
+PROBE_REPEATS = (3, 20)
 CLEARLY_FASTER = 0.9
-"""Part of the default's time at which another way replaces it: noise must not decide."""
-HOPELESS = 2.0
-"""A way that takes so many times as long as another one at first is not timed again."""
+"""Part of the default's time at which another candidate replaces it: noise must not decide."""
+GIVE_UP_RATIO = 2.0
+"""A candidate that takes so many times as long as another one at first is not timed again."""
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,23 @@ def fastest_inference(
         return fastest({kernel: partial(_infer, network, images, kernel) for kernel in kernels}, device)
 
 
-def ways_to_train(
+def training_candidates(
     model: ModelConfig, train: TrainConfig, device: torch.device
 ) -> list[tuple[Precision, AttentionKernel]]:
     """Precisions and attention kernels that the configurations leave open on the device."""
-    return _ways_to_train(model, train.precision, device)
+    return _training_candidates(model, train.precision, device)
 
 
-def _ways_to_train(model: ModelConfig, precision: str, device: torch.device) -> list[tuple[Precision, AttentionKernel]]:
+def _training_candidates(
+    model: ModelConfig, asked: str, device: torch.device
+) -> list[tuple[Precision, AttentionKernel]]:
     precisions: list[Precision] = list(get_args(Precision)) if supports_bf16(device) else ["fp32"]
-    if precision != "auto":
-        precisions = [one for one in get_args(Precision) if one == precision]
+    if asked != "auto":
+        precisions = [choice for choice in get_args(Precision) if choice == asked]
     return [
-        (one, kernel)
-        for one in precisions
-        for kernel in _kernels_to_try(model, device, training=True, bf16=one == "bf16")
+        (precision, kernel)
+        for precision in precisions
+        for kernel in _kernels_to_try(model, device, training=True, bf16=precision == "bf16")
     ]
 
 
@@ -99,13 +101,14 @@ def _ways_to_train(model: ModelConfig, precision: str, device: torch.device) -> 
 def _plan_training(
     model: ModelConfig, precision: str, batch_size: int, device: torch.device, threads: int
 ) -> ComputePlan:
-    ways = _ways_to_train(model, precision, device)
+    candidates = _training_candidates(model, precision, device)
     images = _images(model, batch_size, device)
     labels = torch.arange(len(images), device=device) % model.num_classes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = CCT(model).to(device)
         chosen, trained_by = fastest(
-            {way: partial(_train, network.train(), images, labels, *way) for way in ways}, device
+            {candidate: partial(_train, network.train(), images, labels, *candidate) for candidate in candidates},
+            device,
         )
         network.eval()
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=chosen == "bf16"):
@@ -114,33 +117,33 @@ def _plan_training(
     return ComputePlan(chosen, AttentionKernels(trained_by, inferred_by))
 
 
-def fastest(ways: Mapping[Way, Callable[[], None]], device: torch.device) -> Way:
-    """The way that takes least time; the first one, unless another is clearly faster.
+def fastest(candidates: Mapping[Candidate, Callable[[], None]], device: torch.device) -> Candidate:
+    """The candidate that takes least time; the first one, unless another is clearly faster.
 
     Ways that fail, for want of memory or of a kernel, are left out; if all do, it is the first one, whose failure is
     then for its user to meet.
     """
-    default, *others = ways
+    default, *others = candidates
     if not others:
         return default
-    first: dict[Way, float] = {}
-    for way, work in ways.items():
+    first: dict[Candidate, float] = {}
+    for candidate, work in candidates.items():
         try:
             work()
-            first[way] = seconds_of(work, device)
+            first[candidate] = seconds_of(work, device)
         except RuntimeError:
             continue
-    close = [way for way, seconds in first.items() if seconds <= HOPELESS * min(first.values())]
+    close = [candidate for candidate, seconds in first.items() if seconds <= GIVE_UP_RATIO * min(first.values())]
     if len(close) <= 1:
         return close[0] if close else default
-    times: dict[Way, list[float]] = {way: [] for way in close}
+    times: dict[Candidate, list[float]] = {candidate: [] for candidate in close}
     deadline = time.perf_counter() + PROBE_S
-    for turn in range(PROBE_TURNS[1]):
-        if turn >= PROBE_TURNS[0] and time.perf_counter() >= deadline:
+    for repeat in range(PROBE_REPEATS[1]):
+        if repeat >= PROBE_REPEATS[0] and time.perf_counter() >= deadline:
             break
-        for way in close:
-            times[way].append(seconds_of(ways[way], device))
-    medians = {way: statistics.median(seconds) for way, seconds in times.items()}
+        for candidate in close:
+            times[candidate].append(seconds_of(candidates[candidate], device))
+    medians = {candidate: statistics.median(seconds) for candidate, seconds in times.items()}
     best = min(medians, key=medians.__getitem__)
     return best if medians[best] <= CLEARLY_FASTER * medians[close[0]] else close[0]
 
@@ -170,10 +173,10 @@ def _probe_of(model: ModelConfig) -> ModelConfig:
 
 def _images(model: ModelConfig, batch_size: int, device: torch.device) -> torch.Tensor:
     """As many as are asked for, or as a measurement may have."""
-    most = PROBE_WEIGHTS // (model.num_heads * model.num_tokens**2)
+    max_images = PROBE_WEIGHTS // (model.num_heads * model.num_tokens**2)
     if device.type == "cpu":
-        most = min(most, PROBE_IMAGES)
-    shape = (max(1, min(batch_size, most)), model.in_channels, model.img_size, model.img_size)
+        max_images = min(max_images, PROBE_IMAGES)
+    shape = (max(1, min(batch_size, max_images)), model.in_channels, model.img_size, model.img_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
 
 

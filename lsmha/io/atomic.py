@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
-from lsmha.io.paths import is_remote
+from lsmha.io.paths import AnyPath, RunPath, as_path, is_remote
+
+if TYPE_CHECKING:
+    from lsmha.io.object_store import ObjectPath
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+def atomic_path(path: AnyPath, *, previous: AnyPath | None = None) -> Iterator[Path]:
     """A temporary path beside `path` to write to; renamed onto it, flushed to disk, when the block ends well.
 
     Whatever kills the process, readers see the old file or the new one, never a part. When the block raises, the
@@ -26,13 +29,14 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
         OSError: The storage is full, read-only or gone, or there is no folder for `path`: the tree of a run that was
             moved away is not begun anew.
     """
-    if is_remote(path):
+    target = as_path(path)
+    if is_remote(target):
         with TemporaryDirectory(prefix="lsmha-") as folder:
-            upload = Path(folder, Path(str(path)).name)
+            upload = Path(folder, target.name)
             yield upload
-            _put(path, upload.read_bytes(), previous)
+            _put(target, upload.read_bytes(), previous)
         return
-    path = Path(path)
+    path = Path(str(target))
     # The suffix stays last: writers that look at it (matplotlib, numpy) behave as for the real name.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
@@ -41,7 +45,7 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
             os.fsync(file.fileno())
         if previous is not None:
             with suppress(FileNotFoundError):
-                os.replace(path, previous)
+                os.replace(path, str(previous))
         os.replace(temporary, path)
     except BaseException as error:
         if isinstance(error, OSError) and error.filename in (None, str(temporary)):
@@ -56,30 +60,31 @@ def atomic_path(path: str | os.PathLike[str], *, previous: str | os.PathLike[str
         os.close(parent)
 
 
-def atomic_write_bytes(
-    path: str | os.PathLike[str], content: bytes, *, previous: str | os.PathLike[str] | None = None
-) -> None:
+def atomic_write_bytes(path: AnyPath, content: bytes, *, previous: AnyPath | None = None) -> None:
     """Replace the file at `path` with `content`, as `atomic_path` does."""
-    if is_remote(path):
-        _put(path, content, previous)
+    target = as_path(path)
+    if is_remote(target):
+        _put(target, content, previous)
         return
     with atomic_path(path, previous=previous) as temporary:
         temporary.write_bytes(content)
 
 
-def atomic_write_text(path: str | os.PathLike[str], text: str) -> None:
+def atomic_write_text(path: AnyPath, text: str) -> None:
     """Replace the file at `path` with `text` (UTF-8), as `atomic_path` does."""
     atomic_write_bytes(path, text.encode())
 
 
-def _put(path: Any, content: bytes, previous: Any) -> None:
+def _put(path: ObjectPath, content: bytes, previous: AnyPath | None) -> None:
     if previous is not None:
+        kept = as_path(previous)
+        assert is_remote(kept)
         with suppress(FileNotFoundError):
-            path.copy_to(previous)
+            path.copy_to(kept)
     path.write_bytes(content)
 
 
-def abandoned_temporaries(folder: Path) -> list[Path]:
+def abandoned_temporaries(folder: RunPath) -> list[RunPath]:
     """The temporaries of `atomic_path` directly in `folder`: while nobody writes there, those that killed writers left.
 
     Raises:

@@ -4,60 +4,48 @@ from __future__ import annotations
 
 import hashlib
 import re
-from pathlib import Path
 
+from lsmha.errors import DamagedFileError
 from lsmha.io.atomic import atomic_write_bytes
+from lsmha.io.paths import RunPath
 
-UNSEALED = "lsmha-sha256:" + 64 * "0"
-"""Stands in a file's content for its seal, which takes its place when the content is written."""
+CHECKSUM_PLACEHOLDER = "lsmha-sha256:" + 64 * "0"
+"""Stands in a file's content for its checksum, which takes its place when the content is written."""
 
-_SEAL = re.compile(rb"lsmha-sha256:[0-9a-f]{64}")
-
-
-class DamagedFileError(ValueError):
-    """A file does not hold what was once written to it; the message names it."""
+_CHECKSUM = re.compile(rb"lsmha-sha256:[0-9a-f]{64}")
 
 
-def write_sealed(path: Path, content: bytes, *, previous: Path | None = None) -> None:
-    """Replace the file at `path` with `content`, where `UNSEALED` becomes the seal, atomically.
+def write_checked(path: RunPath, content: bytes, *, previous: RunPath | None = None) -> None:
+    """Replace the file at `path` with `content`, where the checksum takes its placeholder's place, atomically.
 
     The file that it replaces stays at `previous`, where that is given.
 
     Raises:
-        ValueError: `content` does not hold `UNSEALED`, or more than one text that could be a seal.
+        ValueError: `content` does not hold `CHECKSUM_PLACEHOLDER`, or more than one text that could be a checksum.
     """
-    found = list(_SEAL.finditer(content))
-    if [match.group() for match in found] != [UNSEALED.encode()]:
-        raise ValueError(f"content of {path} must hold one place for its seal, but has {len(found)} or is sealed")
+    found = list(_CHECKSUM.finditer(content))
+    if [match.group() for match in found] != [CHECKSUM_PLACEHOLDER.encode()]:
+        raise ValueError(f"content of {path} must hold one place for its checksum, but has {len(found)} or is filled")
     start, end = found[0].span()
-    atomic_write_bytes(path, content[:start] + _seal(content, start, end) + content[end:], previous=previous)
+    filled = content[:start] + _checksum(content, start, end) + content[end:]
+    atomic_write_bytes(path, filled, previous=previous)
 
 
-def read_sealed(path: Path) -> bytes:
-    """The content of a file of `write_sealed`, its seal included.
-
-    Raises:
-        DamagedFileError: It is not what was written, or never had a seal.
-    """
-    return sealed(path.read_bytes(), path)
-
-
-def check_seal(path: Path) -> bytes:
-    """Refuse a file that does not fit its seal; one without a seal, written by other means, passes.
-
-    Returns what it holds.
+def read_checked(path: RunPath, *, required: bool = True) -> bytes:
+    """The content of a file of `write_checked`, its checksum included.
 
     Raises:
-        DamagedFileError: It is not what was written.
+        DamagedFileError: It is not what was written, or, where a checksum is `required`, never had one. Files that were
+            written by other means have none.
     """
-    return sealed(path.read_bytes(), path, required=False)
+    return checked(path.read_bytes(), path, required=required)
 
 
-def sealed(content: bytes, path: Path, *, required: bool = True) -> bytes:
+def checked(content: bytes, path: RunPath, *, required: bool = True) -> bytes:
     """The content that was read from `path`, if it is intact.
 
     Raises:
-        DamagedFileError: It is not what was written, or, where one is `required`, never had a seal.
+        DamagedFileError: As for `read_checked`.
     """
     intact = _is_intact(content)
     if intact is False or (required and intact is None):
@@ -66,15 +54,15 @@ def sealed(content: bytes, path: Path, *, required: bool = True) -> bytes:
 
 
 def _is_intact(content: bytes) -> bool | None:
-    """Whether the content fits its seal; None where it has none."""
-    found = _SEAL.search(content)
-    return None if found is None else found.group() == _seal(content, *found.span())
+    """Whether the content fits its checksum; None where it has none."""
+    found = _CHECKSUM.search(content)
+    return None if found is None else found.group() == _checksum(content, *found.span())
 
 
-def _seal(content: bytes, start: int, end: int) -> bytes:
-    """The seal of a content, whose place is from `start` to `end`."""
+def _checksum(content: bytes, start: int, end: int) -> bytes:
+    """The checksum of a content, of which the place from `start` to `end` is the checksum's own."""
     view = memoryview(content)
     digest = hashlib.sha256(view[:start])
-    digest.update(UNSEALED.encode())
+    digest.update(CHECKSUM_PLACEHOLDER.encode())
     digest.update(view[end:])
     return b"lsmha-sha256:" + digest.hexdigest().encode()

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lsmha.io.checksums import UNSEALED, read_sealed, write_sealed
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
+from lsmha.io.paths import RunPath
 
 
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: RunPath, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace the table at `path` by `rows`; a column that a row lacks is null there.
 
     Raises:
@@ -22,15 +22,15 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = pa.table({column: [row.get(column) for row in rows] for column in columns})
     # In memory: a full disk is an OSError of ours then, and not whatever pyarrow makes of it.
     buffer = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({"checksum": UNSEALED}), buffer, write_page_checksum=True)
-    write_sealed(path, buffer.getvalue().to_pybytes())
+    pq.write_table(table.replace_schema_metadata({"checksum": CHECKSUM_PLACEHOLDER}), buffer, write_page_checksum=True)
+    write_checked(path, buffer.getvalue().to_pybytes())
 
 
-def read_table(path: Path) -> pa.Table:
+def read_table(path: RunPath) -> pa.Table:
     """The table that `write_table` wrote.
 
     Raises:
         OSError: It cannot be read.
         DamagedFileError: It is not what was written, or was not written by `write_table`.
     """
-    return pq.read_table(pa.BufferReader(read_sealed(path))).replace_schema_metadata(None)
+    return pq.read_table(pa.BufferReader(read_checked(path))).replace_schema_metadata(None)

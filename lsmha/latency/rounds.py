@@ -2,7 +2,7 @@
 
 A process keeps its luck for all its passes: where its memory lies, which clock the CPU found. And a machine is not
 as fast at one time as at another. So each round takes every network in turn, and a network that is always the same, the
-sentinel, tells whether the round is like the others.
+reference network, tells whether the round is like the others.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ import numpy as np
 import torch
 
 from lsmha.config import LatencyConfig, ModelConfig
+from lsmha.errors import LatencyError
 from lsmha.latency.timing import LatencyMeasurement, measure_latency
 
-SENTINEL = ModelConfig(img_size=32, num_classes=10, embed_dim=128, depth=2, num_heads=2, attention="materialized")
-MOST_DRIFT = 0.1
-"""How far, as a part, the sentinel may be from its median in a round that counts."""
-
-
-class RoundError(RuntimeError):
-    """A round could not be made; the message is one line."""
+REFERENCE_NETWORK = ModelConfig(
+    img_size=32, num_classes=10, embed_dim=128, depth=2, num_heads=2, attention="materialized"
+)
+MAX_DRIFT = 0.1
+"""How far, as a fraction, the reference network may be from its median in a round that counts."""
 
 
 @dataclass(frozen=True)
 class Round:
     """What one round measured."""
 
-    sentinel_ms: float
-    """Latency of the sentinel, in ms per image, at the first batch size."""
+    reference_ms: float
+    """Latency of the reference network, in ms per image, at the first batch size."""
     measured: list[list[LatencyMeasurement] | str]
     """For each network a measurement per batch size, or, in one line, why there is none."""
 
 
-def in_rounds(measure: Callable[[], Round], rounds: int) -> list[list[LatencyMeasurement] | str]:
+def measure_in_rounds(measure: Callable[[], Round], rounds: int) -> list[list[LatencyMeasurement] | str]:
     """Make rounds until so many count, or twice as many were made, and combine those that count.
 
-    A round counts in which the sentinel took as long as in the others. A network that could not be measured in one
-    round has no measurement.
+    A round counts in which the reference network took as long as in the others. A network that could not be measured in
+    one round has no measurement.
 
     Returns:
         For each network a measurement per batch size, over all processes that measured it, or why there is none.
@@ -58,54 +57,54 @@ def in_rounds(measure: Callable[[], Round], rounds: int) -> list[list[LatencyMea
     while len(_alike(made)) < rounds and len(made) < 2 * rounds:
         made.append(measure())
     alike = _alike(made)
-    sentinel_ms = statistics.median(one.sentinel_ms for one in alike)
-    return [_combined(of_one, sentinel_ms) for of_one in zip(*(one.measured for one in alike), strict=True)]
+    reference_ms = statistics.median(round_.reference_ms for round_ in alike)
+    return [_combined(found, reference_ms) for found in zip(*(round_.measured for round_ in alike), strict=True)]
 
 
 def _alike(rounds: Sequence[Round]) -> list[Round]:
     if not rounds:
         return []
-    usual = statistics.median_low(one.sentinel_ms for one in rounds)
-    return [one for one in rounds if abs(one.sentinel_ms - usual) <= MOST_DRIFT * usual]
+    usual = statistics.median_low(round_.reference_ms for round_ in rounds)
+    return [round_ for round_ in rounds if abs(round_.reference_ms - usual) <= MAX_DRIFT * usual]
 
 
-def _combined(of_one: Sequence[list[LatencyMeasurement] | str], sentinel_ms: float) -> list[LatencyMeasurement] | str:
+def _combined(found: Sequence[list[LatencyMeasurement] | str], reference_ms: float) -> list[LatencyMeasurement] | str:
     """Of one network, what each round measured, as one."""
     rows: list[list[LatencyMeasurement]] = []
-    for found in of_one:
-        if isinstance(found, str):
-            return found
-        rows.append(found)
-    return [replace(_over_processes(of_batch), sentinel_ms=sentinel_ms) for of_batch in zip(*rows, strict=True)]
+    for by_round in found:
+        if isinstance(by_round, str):
+            return by_round
+        rows.append(by_round)
+    return [replace(_over_processes(of_batch), reference_ms=reference_ms) for of_batch in zip(*rows, strict=True)]
 
 
 def _over_processes(found: Sequence[LatencyMeasurement]) -> LatencyMeasurement:
     # Two kernels can be as fast as each other, and a process choose the other one: it timed another thing.
-    (kernel, _), *_ = Counter(one.attention for one in found).most_common()
-    same = [one for one in found if one.attention == kernel]
+    (kernel, _), *_ = Counter(row.attention for row in found).most_common()
+    same = [row for row in found if row.attention == kernel]
     if len(same) == 1:
         return same[0]
-    p25, median, p75 = np.percentile([one.latency_ms for one in same], (25, 50, 75)).tolist()
+    p25, median, p75 = np.percentile([row.latency_ms for row in same], (25, 50, 75)).tolist()
     return replace(
         same[0],
         latency_ms=median,
         latency_p25_ms=p25,
         latency_p75_ms=p75,
-        latency_p90_ms=statistics.median(one.latency_p90_ms for one in same),
-        iterations=sum(one.iterations for one in same),
+        latency_p90_ms=statistics.median(row.latency_p90_ms for row in same),
+        iterations=sum(row.iterations for row in same),
         processes=len(same),
-        converged=all(one.converged for one in same),
-        undisturbed=all(one.undisturbed for one in same),
+        converged=all(row.converged for row in same),
+        undisturbed=all(row.undisturbed for row in same),
     )
 
 
 def measure_round(models: Sequence[ModelConfig], latency: LatencyConfig, *, device: torch.device) -> Round:
-    """Time the sentinel and then each network in a fresh process, one after another.
+    """Time the reference network and then each network in a fresh process, one after another.
 
     The processes are forks of a fresh interpreter, which has imported torch and done nothing with it.
 
     Raises:
-        RoundError: Even the sentinel could not be timed.
+        LatencyError: Even the reference network could not be timed.
     """
     task = {
         "models": [model.model_dump_json() for model in models],
@@ -119,24 +118,24 @@ def measure_round(models: Sequence[ModelConfig], latency: LatencyConfig, *, devi
     )
     if ended.returncode:
         last_words = (ended.stderr.strip().splitlines() or [f"it ended with {ended.returncode}"])[-1]
-        raise RoundError(f"the process that was to measure latency ended: {last_words}")
+        raise LatencyError(f"the process that was to measure latency ended: {last_words}")
     answer = json.loads(ended.stdout.splitlines()[-1])
     measured = [
         found if isinstance(found, str) else [LatencyMeasurement(**row) for row in found]
         for found in answer["measured"]
     ]
-    return Round(sentinel_ms=answer["sentinel_ms"], measured=measured)
+    return Round(reference_ms=answer["reference_ms"], measured=measured)
 
 
 def _make_round(task: dict[str, object]) -> dict[str, object]:
     latency, device = LatencyConfig.model_validate_json(str(task["latency"])), str(task["device"])
     assert isinstance(task["models"], list)
     first = latency.model_copy(update={"batch_sizes": latency.batch_sizes[:1], "mode": "eager"})
-    sentinel = _in_fork(SENTINEL, first, device)
-    if isinstance(sentinel, str):
-        raise RoundError(sentinel)
+    reference = _in_fork(REFERENCE_NETWORK, first, device)
+    if isinstance(reference, str):
+        raise LatencyError(reference)
     measured = [_in_fork(ModelConfig.model_validate_json(model), latency, device) for model in task["models"]]
-    return {"sentinel_ms": sentinel[0]["latency_ms"], "measured": measured}
+    return {"reference_ms": reference[0]["latency_ms"], "measured": measured}
 
 
 def _in_fork(model: ModelConfig, latency: LatencyConfig, device: str) -> list[dict[str, object]] | str:

@@ -17,13 +17,14 @@ from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.devices.compute_plan import fastest_inference
 from lsmha.devices.hardware import device_name
 from lsmha.devices.stopwatch import seconds_of
-from lsmha.latency.foreign_load import ForeignLoad
+from lsmha.errors import ConfigurationError
+from lsmha.latency.background_load import BackgroundLoad
 from lsmha.models.attention import AttentionKernels, kernel_name
 from lsmha.models.cct import CCT
 
 BLOCK_S = 0.5
 """Passes count, or do not, in blocks of this length: long enough to see what else the machine does meanwhile."""
-MOST_FOREIGN_LOAD = 0.05
+MAX_BACKGROUND_LOAD = 0.05
 """Share of the machine's CPU time that others may take in a block that counts."""
 
 _WARMUP_ITERATIONS = 3
@@ -66,8 +67,9 @@ class LatencyMeasurement:
     """Attention kernel in effect, such as "materialized" or "sdpa (flash)"; "none" for a plain CNN."""
     torch_version: str
     """Version of torch, build included."""
-    sentinel_ms: float | None = None
-    """Latency of `rounds.SENTINEL` in the same rounds, in ms per image: how fast the machine was; None without any."""
+    reference_ms: float | None = None
+    """Latency of `rounds.REFERENCE_NETWORK` in the same rounds, in ms per image: how fast the machine was; None where
+    there were no rounds."""
 
 
 def measure_latency(
@@ -92,7 +94,7 @@ def measure_latency(
         ValueError: `latency.mode` is cuda-graph, and `device` no GPU.
     """
     if latency.mode == "cuda-graph" and device.type != "cuda":
-        raise ValueError(f"latency.mode: must be eager or compiled without a GPU, but got {latency.mode!r}")
+        raise ConfigurationError(f"latency.mode: must be eager or compiled without a GPU, but got {latency.mode!r}")
     with torch.random.fork_rng(devices=[]):
         model = CCT(model_config).to(device, _DTYPES[latency.dtype]).eval()
     with torch.inference_mode(), _threads(latency.threads, device), _no_garbage_collection():
@@ -160,10 +162,10 @@ def _time_until_stable(timed_pass: Callable[[], float], latency: LatencyConfig) 
     deadline = time.perf_counter() + latency.max_seconds
     counting: list[float] = []
     disturbed: list[float] = []
-    load = ForeignLoad()
+    load = BackgroundLoad()
     while True:
         block = _block(timed_pass, latency.min_iterations, deadline)
-        (counting if (load.read() or 0) <= MOST_FOREIGN_LOAD else disturbed).extend(block)
+        (counting if (load.read() or 0) <= MAX_BACKGROUND_LOAD else disturbed).extend(block)
         time_over = time.perf_counter() >= deadline
         if len(counting) >= latency.min_iterations:
             converged = _has_converged(counting, latency.target_spread)
@@ -174,10 +176,10 @@ def _time_until_stable(timed_pass: Callable[[], float], latency: LatencyConfig) 
             return every, _has_converged(every, latency.target_spread), False
 
 
-def _block(timed_pass: Callable[[], float], least: int, deadline: float) -> list[float]:
+def _block(timed_pass: Callable[[], float], min_passes: int, deadline: float) -> list[float]:
     end = min(time.perf_counter() + BLOCK_S, deadline)
     seconds: list[float] = []
-    while len(seconds) < least or time.perf_counter() < end:
+    while len(seconds) < min_passes or time.perf_counter() < end:
         seconds.append(timed_pass())
     return seconds
 

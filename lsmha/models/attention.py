@@ -45,7 +45,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *
             attn_weights = F.dropout(attn_weights, dropout)
         return attn_weights @ value
     if kernel == "sdpa-padded":
-        query, key, value = (F.pad(one, (0, -head_dim % PADDED_TO)) for one in (query, key, value))
+        query, key, value = (F.pad(tensor, (0, -head_dim % PADDED_TO)) for tensor in (query, key, value))
     fused = partial(F.scaled_dot_product_attention, dropout_p=dropout, scale=head_dim**-0.5)
     if kernel == "sdpa-fp32":
         with torch.autocast(query.device.type, enabled=False):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lsmha.config import ModelConfig
+from lsmha.errors import ConfigurationError
 from lsmha.models.cct import CCT
 from lsmha.models.tokenizer import sine_embedding
 
@@ -43,13 +44,13 @@ def from_compact_transformers(state_dict: Mapping[str, Tensor], *, num_heads: in
     config = _infer_config(renamed, num_heads=num_heads, img_size=img_size)
     for key, value in renamed.items():
         if not torch.isfinite(value).all():
-            raise ValueError(f"state_dict must hold finite weights, but {key} has NaN or infinite ones")
+            raise ConfigurationError(f"state_dict must hold finite weights, but {key} has NaN or infinite ones")
     model = CCT(config)
     try:
         model.load_state_dict(renamed)
     except RuntimeError as error:
         detail = " ".join(str(error).split())
-        raise ValueError(f"state_dict does not fit a CCT of img_size={img_size}: {detail}") from error
+        raise ConfigurationError(f"state_dict does not fit a CCT of img_size={img_size}: {detail}") from error
     return model.eval()
 
 
@@ -71,7 +72,7 @@ def _infer_config(weights: Mapping[str, Tensor], *, num_heads: int, img_size: in
     needed = ("tokenizer.conv_layers.0.0.weight", "norm.weight", "head.weight", "blocks.0.linear1.weight")
     missing = [key for key in needed if key not in weights]
     if missing:
-        raise ValueError(f"state_dict is not of a Compact-Transformers CCT: no {missing[0]}")
+        raise ConfigurationError(f"state_dict is not of a Compact-Transformers CCT: no {missing[0]}")
     first, last = weights[tokenizer_keys[0]], weights[tokenizer_keys[-1]]
     embed_dim = last.shape[0]
     embedding = weights.get("positional_embedding.weight")

@@ -2,10 +2,9 @@
 
 from lsmha.training.evaluation import Evaluation, evaluate, predict_logits, score_logits
 from lsmha.training.stacked import StackedTrainer
-from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, train
+from lsmha.training.trainer import EpochMetrics, Trainer, train
 
 __all__ = [
-    "DivergenceError",
     "EpochMetrics",
     "Evaluation",
     "StackedTrainer",

@@ -6,36 +6,36 @@ import errno
 import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from lsmha.io.checksums import UNSEALED, DamagedFileError, read_sealed, write_sealed
-from lsmha.io.paths import is_remote
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
+from lsmha.io.paths import RunPath, is_remote
 
-_HEADER = f"{UNSEALED}\n".encode()
+_HEADER = f"{CHECKSUM_PLACEHOLDER}\n".encode()
 
 
 class LoadedState(NamedTuple):
     """A state, and the newer files that were passed over, being damaged."""
 
     state: dict[str, Any]
-    damaged: list[Path]
+    damaged: list[RunPath]
 
 
-def checkpoint_files(path: Path) -> tuple[Path, Path]:
+def checkpoint_files(path: RunPath) -> tuple[RunPath, RunPath]:
     """The files of a checkpoint, newest first: `path` and `<stem>.previous<suffix>` beside it."""
     return path, path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def remove_checkpoint(path: Path) -> None:
+def remove_checkpoint(path: RunPath) -> None:
     """Remove all files of a checkpoint that there are."""
     for file in checkpoint_files(path):
         file.unlink(missing_ok=True)
 
 
-def save_state(state: dict[str, Any], path: Path) -> None:
+def save_state(state: dict[str, Any], path: RunPath) -> None:
     """Write a state atomically; the one that was at `path`, unless damaged, becomes the previous one.
 
     Raises:
@@ -47,17 +47,17 @@ def save_state(state: dict[str, Any], path: Path) -> None:
     # A damaged file must not take the place of a good one: that would leave none until the next state is written. An
     # object store checks its objects itself, and reading one back each epoch takes as long as writing it.
     keep = is_remote(newest) or _is_good(newest)
-    write_sealed(newest, _HEADER + buffer.getvalue(), previous=previous if keep else None)
+    write_checked(newest, _HEADER + buffer.getvalue(), previous=previous if keep else None)
 
 
-def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
+def load_state(path: RunPath, *, map_location: torch.device | str) -> LoadedState:
     """The newest good state at `path`. Runs no code that may be in the file.
 
     Raises:
         FileNotFoundError: There is no checkpoint.
         DamagedFileError: Each file that there is is damaged.
     """
-    damaged: list[Path] = []
+    damaged: list[RunPath] = []
     for state in good_states(path, map_location=map_location, damaged=damaged):
         return LoadedState(state, damaged)
     if damaged:
@@ -65,12 +65,12 @@ def load_state(path: Path, *, map_location: torch.device | str) -> LoadedState:
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
 
 
-def good_states(path: Path, *, map_location: torch.device | str, damaged: list[Path]) -> Iterator[dict[str, Any]]:
+def good_states(path: RunPath, *, map_location: torch.device | str, damaged: list[RunPath]) -> Iterator[dict[str, Any]]:
     """The good states at `path`, newest first; damaged files are appended to `damaged`. Runs no code that may be in
     a file."""
     for file in checkpoint_files(path):
         try:
-            content = read_sealed(file)
+            content = read_checked(file)
         except FileNotFoundError:
             continue
         except DamagedFileError:
@@ -89,9 +89,9 @@ def _compact(state: Any) -> Any:
     return state
 
 
-def _is_good(file: Path) -> bool:
+def _is_good(file: RunPath) -> bool:
     try:
-        read_sealed(file)
+        read_checked(file)
     except (FileNotFoundError, DamagedFileError):
         return False
     return True

@@ -15,10 +15,10 @@ from lsmha.training.memory import inference_memory, total_memory
 
 BATCH_SIZE = 500
 """Images at a time on a CPU at most: more are no faster there."""
-PART_OF_MEMORY = 8
+MEMORY_FRACTION = 1 / 8
 """Evaluation takes this part of the device's memory at most. Not of what happens to be free, on which the last bits of
 results would depend; where too little is free, batches are halved until they fit."""
-MOST_HEADS = 65_535
+MAX_HEADS = 65_535
 """Images times heads at a time on a GPU at most: more than fit into one dimension of a kernel's grid."""
 
 
@@ -60,9 +60,9 @@ def predict_logits(
 
 def largest_batch(model: ModelConfig, device: torch.device) -> int:
     """Images at a time that inference has memory for on the device, at least one."""
-    fitting = total_memory(device) // PART_OF_MEMORY // inference_memory(model)
-    most = BATCH_SIZE if device.type == "cpu" else MOST_HEADS // model.num_heads
-    return max(1, min(fitting, most))
+    fitting = int(MEMORY_FRACTION * total_memory(device)) // inference_memory(model)
+    max_images = BATCH_SIZE if device.type == "cpu" else MAX_HEADS // model.num_heads
+    return max(1, min(fitting, max_images))
 
 
 def score_logits(logits: Tensor, labels: Tensor) -> Evaluation:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from lsmha.config import ModelConfig, RunMode
+from lsmha.errors import ConfigurationError
 from lsmha.models.attention import AttentionKernels
 from lsmha.models.cct import CCT
 
@@ -41,7 +42,7 @@ def training_forward(network: CCT, mode: RunMode, kernels: AttentionKernels, ima
     if mode == "compiled":
         return _Compiled(network, kernels)
     if images.device.type != "cuda":
-        raise ValueError(f"train.mode: must be eager or compiled without a GPU, but got {mode!r}")
+        raise ConfigurationError(f"train.mode: must be eager or compiled without a GPU, but got {mode!r}")
     # What is recorded is computed some times before: that shall leave no trace in batch norms and random numbers. Casts
     # of weights are part of the graph, so none may be remembered from outside it.
     before = [buffer.clone() for buffer in network.buffers()]

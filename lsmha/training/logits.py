@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 from safetensors import SafetensorError
@@ -11,7 +10,9 @@ from safetensors.torch import load, save
 from torch import Tensor, device
 
 from lsmha.data import Dataset, LabeledImages
-from lsmha.io.checksums import UNSEALED, DamagedFileError, sealed, write_sealed
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, checked, write_checked
+from lsmha.io.paths import RunPath
 from lsmha.models import CCT
 from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
 
@@ -27,12 +28,12 @@ class StoredLogits(NamedTuple):
     fingerprint: str
 
 
-def logits_path(folder: Path, split: HeldOut) -> Path:
+def logits_path(folder: RunPath, split: HeldOut) -> RunPath:
     """Where a model's folder keeps the logits of a split."""
     return folder / f"{split}_logits.safetensors"
 
 
-def save_logits(model: CCT, folder: Path, split: HeldOut, *, dataset: Dataset, device: device) -> Evaluation:
+def save_logits(model: CCT, folder: RunPath, split: HeldOut, *, dataset: Dataset, device: device) -> Evaluation:
     """Predict a split once, keep logits and labels in `folder`, which is made, and return loss and accuracy.
 
     Raises:
@@ -42,12 +43,12 @@ def save_logits(model: CCT, folder: Path, split: HeldOut, *, dataset: Dataset, d
     images: LabeledImages = getattr(dataset, split)
     logits = predict_logits(model, images.images, dataset, device=device)
     tensors = {"logits": logits.contiguous(), "labels": images.labels.clone()}
-    metadata = {"fingerprint": dataset.fingerprint, "dataset": dataset.name, "checksum": UNSEALED}
-    write_sealed(logits_path(folder, split), save(tensors, metadata=metadata))
+    metadata = {"fingerprint": dataset.fingerprint, "dataset": dataset.name, "checksum": CHECKSUM_PLACEHOLDER}
+    write_checked(logits_path(folder, split), save(tensors, metadata=metadata))
     return score_logits(logits, images.labels)
 
 
-def load_logits(folder: Path, split: HeldOut) -> StoredLogits:
+def load_logits(folder: RunPath, split: HeldOut) -> StoredLogits:
     """What `save_logits` kept.
 
     Raises:
@@ -62,5 +63,5 @@ def load_logits(folder: Path, split: HeldOut) -> StoredLogits:
         stored = StoredLogits(tensors["logits"], tensors["labels"], header["__metadata__"]["fingerprint"])
     except (SafetensorError, KeyError, TypeError) as error:
         raise DamagedFileError(f"{path} does not hold logits: {' '.join(str(error).split())}") from None
-    sealed(content, path, required=False)
+    checked(content, path, required=False)
     return stored

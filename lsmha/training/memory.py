@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
-from lsmha.devices.compute_plan import ComputePlan, ways_to_train
+from lsmha.devices.compute_plan import ComputePlan, training_candidates
+from lsmha.errors import MemoryShortageError
 from lsmha.models.attention import AttentionKernels
 from lsmha.models.cct import CCT
 from lsmha.training.optimization import build_optimizer
@@ -27,10 +28,6 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 _NEGLIGIBLE = 0.1
 """Part of the free memory below which a rough upper bound will do."""
-
-
-class MemoryShortageError(ValueError):
-    """A training run needs more memory than is free; the message is one line."""
 
 
 def fitting_plan(
@@ -54,7 +51,7 @@ def fitting_plan(
         return plan
     chosen = plan.precision, plan.attention.training
     needs = {}
-    for precision, kernel in dict.fromkeys([chosen, *ways_to_train(model, train, device)]):
+    for precision, kernel in dict.fromkeys([chosen, *training_candidates(model, train, device)]):
         needed = training_memory(model, train, kernel=kernel, bf16=precision == "bf16", images=images)
         if needed <= memory:
             return ComputePlan(precision, AttentionKernels(kernel, plan.attention.inference))
@@ -97,9 +94,9 @@ def training_memory(model: ModelConfig, train: TrainConfig, *, kernel: Attention
     network.train()
     with FakeTensorMode(), _LiveBytes() as live:
         # Initial weights are drawn from values, which fake tensors do not have: these are given to the network instead.
-        weights = {name: torch.empty(one.shape, requires_grad=True) for name, one in network.named_parameters()}
-        buffers = {name: torch.empty(one.shape, dtype=one.dtype) for name, one in network.named_buffers()}
-        average = [torch.empty(one.shape) for one in weights.values()] if train.ema_decay else []
+        weights = {name: torch.empty(weight.shape, requires_grad=True) for name, weight in network.named_parameters()}
+        buffers = {name: torch.empty(buffer.shape, dtype=buffer.dtype) for name, buffer in network.named_buffers()}
+        average = [torch.empty(weight.shape) for weight in weights.values()] if train.ema_decay else []
         optimizer = build_optimizer(weights.items(), train)
         inputs = torch.empty(images, model.in_channels, model.img_size, model.img_size)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):

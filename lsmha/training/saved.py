@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.io.checksums import UNSEALED, DamagedFileError, check_seal, write_sealed
-from lsmha.io.paths import is_remote
+from lsmha.errors import ConfigurationError, DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
+from lsmha.io.paths import RunPath, is_remote
 from lsmha.models import CCT, from_compact_transformers
 
 
-def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: TrainConfig) -> None:
+def save_model(model: CCT, folder: RunPath, *, dataset: Dataset, train_config: TrainConfig) -> None:
     """Write weights and configuration into `folder`, which is made, each file atomically.
 
     Raises:
@@ -27,9 +27,9 @@ def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: Trai
     """
     folder.mkdir(exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_sealed(folder / "model.safetensors", save(weights, metadata={"checksum": UNSEALED}))
+    write_checked(folder / "model.safetensors", save(weights, metadata={"checksum": CHECKSUM_PLACEHOLDER}))
     config = {
-        "seal": UNSEALED,
+        "checksum": CHECKSUM_PLACEHOLDER,
         "model": model.config.model_dump(mode="json"),
         "train": train_config.model_dump(mode="json"),
         "data": {
@@ -40,31 +40,31 @@ def save_model(model: CCT, folder: Path, *, dataset: Dataset, train_config: Trai
             "test_fingerprint": dataset.fingerprint,
         },
     }
-    write_sealed(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_checked(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
-def load_model(folder: Path) -> CCT:
+def load_model(folder: RunPath) -> CCT:
     """The model that `save_model` wrote, in eval mode, on the CPU.
 
     Raises:
         OSError: A file is missing.
         DamagedFileError: The weights are not those that were saved.
-        ValueError: The weights do not fit the configuration.
+        ConfigurationError: The weights do not fit the configuration.
     """
     model = CCT(load_model_config(folder))
     path = folder / "model.safetensors"
-    content = check_seal(path)
+    content = read_checked(path, required=False)
     try:
         model.load_state_dict(load(content))
     except SafetensorError as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from None
     except RuntimeError as error:
         detail = " ".join(str(error).split())
-        raise ValueError(f"{path} does not fit config.json: {detail}") from None
+        raise ConfigurationError(f"{path} does not fit config.json: {detail}") from None
     return model.eval()
 
 
-def load_model_config(folder: Path) -> ModelConfig:
+def load_model_config(folder: RunPath) -> ModelConfig:
     """The architecture of a saved model, without its weights.
 
     Raises:
@@ -74,7 +74,7 @@ def load_model_config(folder: Path) -> ModelConfig:
     return ModelConfig.model_validate(_read_config(folder)["model"])
 
 
-def load_train_config(folder: Path) -> TrainConfig:
+def load_train_config(folder: RunPath) -> TrainConfig:
     """The recipe that a saved model was trained by.
 
     Raises:
@@ -84,17 +84,17 @@ def load_train_config(folder: Path) -> TrainConfig:
     return TrainConfig.model_validate_json(json.dumps(_read_config(folder)["train"]))
 
 
-def load_data_description(folder: Path) -> dict[str, Any]:
+def load_data_description(folder: RunPath) -> dict[str, Any]:
     """What a saved model was trained on: `name`, `class_names`, `mean`, `std`, `test_fingerprint`.
 
     Raises:
         OSError: There is no `config.json`.
-        ValueError: It does not say.
+        ConfigurationError: It does not say.
     """
     return _read_config(folder)["data"]
 
 
-def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) -> CCT:
+def load_checkpoint(path: RunPath, *, img_size: int, num_heads: int | None = None) -> CCT:
     """A trained network in eval mode, on the CPU: a folder that `save_model` wrote, or a file of published
     Compact-Transformers weights.
 
@@ -104,40 +104,40 @@ def load_checkpoint(path: Path, *, img_size: int, num_heads: int | None = None) 
         num_heads: Of published weights, which do not tell that either; elsewhere it must fit or be None.
 
     Raises:
-        ValueError: It cannot be read, or does not fit what the arguments say.
+        ConfigurationError: It cannot be read, or does not fit what the arguments say.
     """
     if not path.exists():
-        raise ValueError(f"{path} must exist")
+        raise ConfigurationError(f"{path} must exist")
     if not path.is_dir():
         if num_heads is None:
-            raise ValueError("num_heads must be given for published weights: their shapes do not tell it")
+            raise ConfigurationError("num_heads must be given for published weights: their shapes do not tell it")
         return from_compact_transformers(_read_state_dict(path), num_heads=num_heads, img_size=img_size)
     try:
         model = load_model(path)
     except (OSError, KeyError) as error:
-        raise ValueError(f"{path} must hold a saved model (config.json, model.safetensors): {error}") from None
+        raise ConfigurationError(f"{path} must hold a saved model (config.json, model.safetensors): {error}") from None
     if num_heads not in (None, model.config.num_heads):
-        raise ValueError(f"num_heads must be {model.config.num_heads} for {path}, but got {num_heads}")
+        raise ConfigurationError(f"num_heads must be {model.config.num_heads} for {path}, but got {num_heads}")
     return model
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def _read_state_dict(path: RunPath) -> dict[str, Tensor]:
     try:
-        source = io.BytesIO(path.read_bytes()) if is_remote(path) else path
+        source = io.BytesIO(path.read_bytes()) if is_remote(path) else str(path)
         content = torch.load(source, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a file that is no checkpoint makes of the unpickler
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} must be a file of weights alone, as torch.save writes it: {reason}") from None
+        raise ConfigurationError(f"{path} must be a file of weights alone, as torch.save writes it: {reason}") from None
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} must hold a state_dict, but it holds something else")
+        raise ConfigurationError(f"{path} must hold a state_dict, but it holds something else")
     return content
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    content = json.loads(check_seal(folder / "config.json"))
+def _read_config(folder: RunPath) -> dict[str, Any]:
+    content = json.loads(read_checked(folder / "config.json", required=False))
     if not isinstance(content, dict) or not {"model", "train", "data"} <= content.keys():
-        raise ValueError(f"{folder}/config.json must hold model, train and data")
+        raise ConfigurationError(f"{folder}/config.json must hold model, train and data")
     return content

@@ -6,12 +6,10 @@ networks tells it once.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +19,11 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.io.paths import as_path
+from lsmha.errors import DivergenceError
+from lsmha.io.paths import AnyPath, RunPath, as_path
 from lsmha.training.checkpoints import good_states
 from lsmha.training.optimization import build_optimizer
-from lsmha.training.trainer import DivergenceError, EpochMetrics, Trainer, seeded
+from lsmha.training.trainer import EpochMetrics, Trainer, seeded
 
 
 class StackedTrainer:
@@ -100,9 +99,7 @@ class StackedTrainer:
         self._share_optimizer_state()
         return outcomes
 
-    def resume(
-        self, paths: Sequence[str | os.PathLike[str]], *, on_damage: Sequence[Callable[[str], None]] = ()
-    ) -> bool:
+    def resume(self, paths: Sequence[AnyPath], *, on_damage: Sequence[Callable[[str], None]] = ()) -> bool:
         """Go on from the latest epoch that every seed has a good state of, as `Trainer.save` wrote it.
 
         `on_damage` gets, for each seed, one line for each damaged file.
@@ -112,11 +109,11 @@ class StackedTrainer:
             different epochs, and the seeds are to be trained apart.
 
         Raises:
-            ValueError: A state is of another architecture, recipe or seed.
+            ConfigurationError: A state is of another architecture, recipe or seed.
         """
         states: list[dict[int, dict[str, Any]]] = []
         for index, path in enumerate(paths):
-            damaged: list[Path] = []
+            damaged: list[RunPath] = []
             good = good_states(as_path(path), map_location=self.device, damaged=damaged)
             states.append({state["epoch"]: state for state in good})
             for file in damaged:
@@ -178,7 +175,7 @@ class StackedTrainer:
 
     def _clip(self, max_norm: float) -> None:
         """`torch.nn.utils.clip_grad_norm_` for each seed."""
-        gradients = [one.grad for one in self._parameters.values() if one.grad is not None]
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         factors = (max_norm / (norms + 1e-6)).clamp(max=1)
         for gradient in gradients:

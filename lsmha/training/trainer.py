@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -24,18 +22,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Augmentation, Dataset
 from lsmha.devices.compute_plan import ComputePlan, plan_training
-from lsmha.io.checksums import DamagedFileError
-from lsmha.io.paths import as_path
+from lsmha.errors import ConfigurationError, DamagedFileError, DivergenceError, MemoryShortageError
+from lsmha.io.paths import AnyPath, RunPath, as_path
 from lsmha.models import CCT, create_model
 from lsmha.training.checkpoints import load_state, save_state
 from lsmha.training.evaluation import evaluate
 from lsmha.training.forward import Forward, training_forward
-from lsmha.training.memory import MemoryShortageError, fitting_plan
+from lsmha.training.memory import fitting_plan
 from lsmha.training.optimization import build_optimizer, learning_rate_at
-
-
-class DivergenceError(RuntimeError):
-    """The loss or the weights are no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +66,9 @@ class Trainer:
 
     Raises:
         MemoryShortageError: However it is computed, a step takes more.
-        ValueError: batch_size exceeds the training images or is not a multiple of the ranks, the model does not fit
-            the images, or `model` is of another architecture than `model_config`.
+        ConfigurationError: batch_size exceeds the training images or is not a multiple of the ranks, or the model does
+            not fit the images.
+        ValueError: `model` is of another architecture than `model_config`.
     """
 
     def __init__(
@@ -167,7 +162,7 @@ class Trainer:
         self.history.append(metrics)
         return metrics
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: AnyPath) -> None:
         """Write the whole state, atomically; `load` goes on from it bitwise (on a CPU).
 
         Raises:
@@ -184,7 +179,7 @@ class Trainer:
         }
         save_state(state, as_path(path))
 
-    def load(self, path: str | os.PathLike[str]) -> list[Path]:
+    def load(self, path: AnyPath) -> list[RunPath]:
         """Take over the newest good state that `save` wrote for the same run.
 
         Returns:
@@ -193,21 +188,21 @@ class Trainer:
         Raises:
             FileNotFoundError: There is no checkpoint.
             DamagedFileError: Each file that there is is damaged.
-            ValueError: It is of another architecture, recipe or seed.
+            ConfigurationError: It is of another architecture, recipe or seed.
         """
         state, damaged = load_state(as_path(path), map_location=self.device)
         self.restore(state, path)
         return damaged
 
-    def restore(self, state: Mapping[str, Any], origin: str | os.PathLike[str]) -> None:
+    def restore(self, state: Mapping[str, Any], origin: AnyPath) -> None:
         """Take over a state that was read from the checkpoint `origin`.
 
         Raises:
-            ValueError: It is of another architecture, recipe or seed.
+            ConfigurationError: It is of another architecture, recipe or seed.
         """
         for name, own in self._recipe().items():
             if state["recipe"][name] != own:
-                raise ValueError(
+                raise ConfigurationError(
                     f"checkpoint {origin} is of another run: its {name} is {state['recipe'][name]}, not {own}"
                 )
         self._follow(ComputePlan.from_dict(state["plan"]))  # the numbers go on as they began
@@ -221,15 +216,17 @@ class Trainer:
     def _check_fit(self) -> None:
         batch_size, data, model = self.config.batch_size, self.dataset, self.model_config
         if batch_size > len(data.train):
-            raise ValueError(f"batch_size <= training images must hold, but got {batch_size} > {len(data.train)}")
+            raise ConfigurationError(
+                f"batch_size <= training images must hold, but got {batch_size} > {len(data.train)}"
+            )
         if batch_size % self.world_size:
-            raise ValueError(
+            raise ConfigurationError(
                 f"batch_size must be a multiple of the workers, but got {batch_size} for {self.world_size} workers"
             )
         for name in ("img_size", "in_channels", "num_classes"):
             wanted, got = getattr(data, name), getattr(model, name)
             if wanted != got:
-                raise ValueError(f"{name} must be {wanted} for data set {data.name}, but got {got}")
+                raise ConfigurationError(f"{name} must be {wanted} for data set {data.name}, but got {got}")
 
     def _recipe(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that goes on from it."""
@@ -287,8 +284,8 @@ class Trainer:
             images = self.images[some].to(self.device, non_blocking=True)
             labels = self.labels[some].to(self.device, non_blocking=True)
             distorted = self.augment.distort(images.flatten(0, 1)).view_as(images)
-            for one in zip(distorted, labels, strict=True):
-                yield self.augment.normalize_and_mix(*one)
+            for images_of_batch, labels_of_batch in zip(distorted, labels, strict=True):
+                yield self.augment.normalize_and_mix(images_of_batch, labels_of_batch)
 
     def _train_step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         if self._forward is None:
@@ -351,7 +348,7 @@ def train(
     *,
     device: torch.device,
     on_epoch_end: Callable[[Trainer, EpochMetrics], None] | None = None,
-    resume_from: str | os.PathLike[str] | None = None,
+    resume_from: AnyPath | None = None,
     on_damage: Callable[[str], None] = warnings.warn,
     model: CCT | None = None,
     memory: int | None = None,
@@ -380,7 +377,7 @@ def train(
     return trainer
 
 
-def _resume(trainer: Trainer, path: str | os.PathLike[str], on_damage: Callable[[str], None]) -> None:
+def _resume(trainer: Trainer, path: AnyPath, on_damage: Callable[[str], None]) -> None:
     try:
         damaged = trainer.load(path)
     except FileNotFoundError:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lsmha.io.paths import path_of
+from lsmha.io.paths import RunPath, path_of
 from orchestrator.errors import UserError
 
 
-def check_shared(folder: Path) -> None:
+def check_shared(folder: RunPath) -> None:
     """Write in the run folder here and read it on every other node; write there and read it here.
 
     Nodes that join later are not asked: a finalist of theirs whose files do not arrive fails with that reason.
@@ -52,7 +51,7 @@ def check_shared(folder: Path) -> None:
             question.unlink(missing_ok=True)
 
 
-def _ask(node_id: str, folder: Path, name: str) -> ray.ObjectRef:
+def _ask(node_id: str, folder: RunPath, name: str) -> ray.ObjectRef:
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
     task: Any = ray.remote(_answer)
     return task.options(num_cpus=0, max_retries=0, name="shared storage", scheduling_strategy=there).remote(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,6 +13,7 @@ from rich.text import Text
 from lsmha.analysis.analyze import check_fit
 from lsmha.config import DataConfig
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
 from lsmha.training.saved import load_checkpoint, load_data_description
 from orchestrator.cluster.capacity import check_task
 from orchestrator.cluster.connect import connect
@@ -31,11 +31,11 @@ from orchestrator.reporting.progress import sweep_progress
 from orchestrator.reporting.report import write_summary
 from orchestrator.reporting.tables import analysis_table
 from orchestrator.run_folder.location import check_output_folder
-from orchestrator.stages.analysis import AnalysisJob, analyse_checkpoint, analyse_finalists
+from orchestrator.stages.analysis import AnalysisJob, analyze_finalists, analyze_network
 from orchestrator.stages.outcomes import Outcomes
 
 
-def analyze_run(run: Path, overrides: list[str], console: Console, *, address: str | None, quiet: bool) -> int:
+def analyze_run(run: RunPath, overrides: list[str], console: Console, *, address: str | None, quiet: bool) -> int:
     """Analyze the trained finalists of a run, in place of earlier analyses; exit code 1 if one failed.
 
     Raises:
@@ -43,7 +43,7 @@ def analyze_run(run: Path, overrides: list[str], console: Console, *, address: s
     """
     with open_run(run, overrides, console, address=address, quiet=quiet) as opened:
         try:
-            analyse_finalists(opened.config, opened.ledger, opened.progress, arrays=opened.arrays, repeat=True)
+            analyze_finalists(opened.config, opened.ledger, opened.progress, arrays=opened.arrays, repeat=True)
         finally:
             opened.ledger.write_tables()
     ledger = opened.ledger
@@ -58,8 +58,8 @@ def analyze_run(run: Path, overrides: list[str], console: Console, *, address: s
 
 
 def analyze_checkpoint(
-    checkpoint: Path,
-    out: Path | None,
+    checkpoint: RunPath,
+    out: RunPath | None,
     overrides: list[str],
     console: Console,
     *,
@@ -130,13 +130,13 @@ def analyze_checkpoint(
                 return "done"
 
             outcomes = Outcomes(progress, keep=keep)
-            run_tasks(analyse_checkpoint, [job], outcomes, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
+            run_tasks(analyze_network, [job], outcomes, cpus=cpus, gpus=gpus, arrays=ray.put(dataset.to_arrays()))
     if found and not quiet:
         console.print(analysis_table(job.id, found[job.id]))
         print_plain(console, f"folder: {folder}")
     return report_failures(outcomes.failures)
 
 
-def _check(checkpoint: Path, dataset: Dataset, num_heads: int | None) -> None:
+def _check(checkpoint: RunPath, dataset: Dataset, num_heads: int | None) -> None:
     model = load_checkpoint(checkpoint, img_size=dataset.img_size, num_heads=num_heads)
     check_fit(model, dataset)

@@ -7,17 +7,18 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from lsmha.bench.peers import MissingPeerError, timm_adamw, vit_pytorch_cct
+from lsmha.bench.baselines import timm_adamw, vit_pytorch_cct
 from lsmha.bench.report import Report, Table
 from lsmha.bench.training_step import compare_training, tables
+from lsmha.errors import MissingBaselineError
 from orchestrator.commands.options import torch_device, variant_config
 from orchestrator.errors import UserError
 from orchestrator.plain_text import print_plain
 from orchestrator.run_folder.location import check_output_folder
 
-PROTOCOL = """Training steps of one network at batch {batch_size}. Each way trains in a process of its own and only one
-at a time; ways take turns, and a ratio is of two ways in the same turn. Values are medians over {turns} turns (lowest
-to highest), after a warm-up; a turn takes about 3 s, or one step where that takes longer.
+PROTOCOL = """Training steps of one network at batch {batch_size}. Each candidate trains in a process of its own,
+only one at a time and by turns; a ratio is of two candidates in the same repeat. Values are medians over {repeats}
+repeats (lowest to highest), after a warm-up; a measurement takes about 3 s, or one step where that takes longer.
 
 vit-pytorch's network trains in a plain loop, by torch's AdamW as it comes, on batches that are in memory already,
 normalized. lsmha trains as in a sweep: images are gathered, flipped, shifted and normalized in the step, precision and
@@ -35,7 +36,7 @@ def bench_training(
     console: Console,
     *,
     batch_size: int,
-    turns: int,
+    repeats: int,
     device: str,
     with_timm: bool,
     out: Path | None,
@@ -46,7 +47,7 @@ def bench_training(
         UserError: An option is not valid, or vit-pytorch or timm is not installed.
     """
     configs = [variant_config(name, field="--variants") for name in variants]
-    for name, value in (("--batch-size", batch_size), ("--turns", turns)):
+    for name, value in (("--batch-size", batch_size), ("--repeats", repeats)):
         if value < 1:
             raise UserError(f"{name}: must be at least 1, but got {value}")
     device = torch_device(device).type
@@ -62,17 +63,17 @@ def bench_training(
             speeds, speedups = compare_training(
                 variants,
                 batch_size=batch_size,
-                turns=turns,
+                repeats=repeats,
                 device=device,
                 with_timm=with_timm,
-                on_turn=status.update,
+                on_repeat=status.update,
             )
-    except MissingPeerError as error:
+    except MissingBaselineError as error:
         raise UserError(str(error)) from None
     report = Report(
         title="Training step",
-        protocol=PROTOCOL.format(batch_size=batch_size, turns=turns) + (PROTOCOL_OF_TIMM if with_timm else ""),
-        command=f"lsmha-sweep bench --variants {','.join(variants)} --batch-size {batch_size} --turns {turns} "
+        protocol=PROTOCOL.format(batch_size=batch_size, repeats=repeats) + (PROTOCOL_OF_TIMM if with_timm else ""),
+        command=f"lsmha-sweep bench --variants {','.join(variants)} --batch-size {batch_size} --repeats {repeats} "
         f"--device {device}{' --timm' if with_timm else ''}",
         tables=tables(speeds, speedups),
         results={"speeds": speeds, "speedups": speedups},

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from lsmha.io.paths import RunPath
 from lsmha.io.tables import write_table
 from orchestrator.errors import UserError
 from orchestrator.interrupts import interrupts_as_exceptions
@@ -23,7 +23,7 @@ from orchestrator.stages.committees import form_committees, record_committees
 from orchestrator.storage_errors import storage_errors_in_one_line
 
 
-def show_committees(runs: Sequence[Path], out: Path | None, console: Console, *, quiet: bool) -> int:
+def show_committees(runs: Sequence[RunPath], out: RunPath | None, console: Console, *, quiet: bool) -> int:
     """Form the committees, write `committees.parquet` and `committees.png`, and print the groups.
 
     They go into the run folder, for several runs into `out`; settings and seed are those of the first run.

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.latency import LatencyMeasurement, Round, RoundError, in_rounds, measure_round
+from lsmha.errors import LatencyError
+from lsmha.latency import LatencyMeasurement, Round, measure_in_rounds, measure_round
 from lsmha.models import model_cost
 from orchestrator.commands.options import torch_device, validated, variant_config
 from orchestrator.errors import UserError
@@ -63,8 +64,8 @@ def show_latencies(
             return measure_round(models, config, device=device)
 
         try:
-            measured = in_rounds(make_round, config.rounds)
-        except RoundError as error:
+            measured = measure_in_rounds(make_round, config.rounds)
+        except LatencyError as error:
             raise UserError(str(error)) from None
     known = [rows for rows in measured if not isinstance(rows, str)]
     for model, rows in zip(models, measured, strict=True):

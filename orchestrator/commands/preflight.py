@@ -11,7 +11,8 @@ from rich.progress import Progress as Bars
 from lsmha.analysis.fields import check_labels_present
 from lsmha.analysis.fitting import check_fittable
 from lsmha.config import DataConfig, ReadoutConfig
-from lsmha.data import DataError, Dataset, load_dataset
+from lsmha.data import Dataset, load_dataset
+from lsmha.errors import DataError
 from orchestrator.config.sweep import IntRange, SweepConfig
 from orchestrator.errors import UserError
 

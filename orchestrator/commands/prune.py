@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
+from lsmha.io.paths import RunPath
 from orchestrator.commands.session import open_run
 from orchestrator.errors import UserError, report_failures
 from orchestrator.reporting.pruning_plot import plot_pruning
@@ -16,7 +16,7 @@ from orchestrator.stages.pruning import prune_finalists
 
 
 def prune_run(
-    run: Path,
+    run: RunPath,
     finalists: Sequence[str],
     overrides: list[str],
     console: Console,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 
-from lsmha.io.checksums import DamagedFileError, read_sealed
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import read_checked
+from lsmha.io.paths import RunPath
 from lsmha.io.tables import read_table
 from orchestrator.plain_text import print_plain
 from orchestrator.reporting.artifacts import write_derived_files
@@ -17,7 +18,7 @@ from orchestrator.run_folder.status_file import mark_stage
 from orchestrator.storage_errors import storage_errors_in_one_line
 
 
-def repair_run(folder: Path, console: Console) -> None:
+def repair_run(folder: RunPath, console: Console) -> None:
     """Set aside what is damaged, make tables, study and plots again from the records, and say what was found.
 
     Nothing is deleted but half-written files: damaged ones go to `damaged/`. What they held is done again by the next
@@ -42,11 +43,11 @@ def repair_run(folder: Path, console: Console) -> None:
     print_plain(console, "\n".join(found))
 
 
-def _repair(folder: Path) -> Iterator[str]:
+def _repair(folder: RunPath) -> Iterator[str]:
     """Set aside, one by one, what is damaged; yields a line for each."""
     for path in remove_abandoned(folder):
         yield f"removed: {path.relative_to(folder)}, half written by a process that was killed"
-    damaged: list[Path] = []
+    damaged: list[RunPath] = []
     ledger = Ledger.load(folder, on_damaged=damaged.append)
     for path in damaged:
         yield f"set aside: {_set_aside(path, folder)} is damaged; what it held will be done again"
@@ -56,7 +57,7 @@ def _repair(folder: Path) -> Iterator[str]:
             yield f"set aside: the record of finalist {record.id}, which will be trained again: {reason}"
     for path in sorted((folder / "checkpoints").glob("*.pt")):
         try:
-            read_sealed(path)
+            read_checked(path)
         except DamagedFileError:
             yield f"set aside: {_set_aside(path, folder)} is damaged; the checkpoint before it counts, if there is one"
     for path in sorted(folder.glob("*.parquet")):
@@ -66,11 +67,11 @@ def _repair(folder: Path) -> Iterator[str]:
             yield f"damaged: {_set_aside(path, folder)}, which is made again"
 
 
-def _what_is_wrong(finalist: Path) -> str | None:
+def _what_is_wrong(finalist: RunPath) -> str | None:
     """Which of a trained finalist's files is missing or damaged."""
     for name in ("config.json", "model.safetensors", "val_logits.safetensors", "test_logits.safetensors"):
         try:
-            read_sealed(finalist / name)
+            read_checked(finalist / name)
         except FileNotFoundError:
             return f"{name} is missing"
         except DamagedFileError:
@@ -78,9 +79,9 @@ def _what_is_wrong(finalist: Path) -> str | None:
     return None
 
 
-def _set_aside(path: Path, folder: Path) -> Path:
+def _set_aside(path: RunPath, folder: RunPath) -> str:
     """Move a file to the same place under `damaged/`; returns its old place, relative to the run."""
-    place = path.relative_to(folder)
+    place = path.relative_to(folder).as_posix()
     target = folder / "damaged" / place
     target.parent.mkdir(parents=True, exist_ok=True)
     path.replace(target)

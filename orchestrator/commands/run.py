@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from lsmha.config import RECIPE_VERSION
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
 from lsmha.provenance import git_revision, hardware, versions
 from orchestrator.cluster.capacity import check_capacity
 from orchestrator.cluster.connect import connect
@@ -40,7 +40,7 @@ from orchestrator.storage_errors import storage_error_in, storage_errors_in_one_
 
 
 def run_sweep(
-    config: SweepConfig, folder: Path, console: Console, *, address: str | None, dashboard: bool, quiet: bool
+    config: SweepConfig, folder: RunPath, console: Console, *, address: str | None, dashboard: bool, quiet: bool
 ) -> int:
     """Run the sweep into a folder: a new one, or one of earlier sessions, whose run then goes on or grows.
 
@@ -101,7 +101,7 @@ def run_sweep(
                     mark_stage(folder, "finalists")
                     sweep.train_finalists()
                     mark_stage(folder, "analysis")
-                    sweep.analyse_finalists()
+                    sweep.analyze_finalists()
                     mark_stage(folder, "committees")
                     committed = sweep.form_committees()
             ending.write(complete=True)
@@ -118,7 +118,7 @@ def run_sweep(
     return 0 if ledger.front() and (tested or not wanted) and analyzed and committed else 1
 
 
-def _own(folder: Path, config: SweepConfig, session: ExitStack) -> Ledger:
+def _own(folder: RunPath, config: SweepConfig, session: ExitStack) -> Ledger:
     """The ledger of a run, new or not, that is owned until the session ends."""
     known = is_run(folder)
     try:

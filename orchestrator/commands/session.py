@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import ray
 from rich.console import Console
 from rich.text import Text
 
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
 from lsmha.training.logits import load_logits
 from orchestrator.cluster.capacity import check_task
 from orchestrator.cluster.connect import connect
@@ -42,7 +42,7 @@ class ExistingRun:
 
 @contextmanager
 def open_run(
-    folder: Path, overrides: list[str], console: Console, *, address: str | None, quiet: bool
+    folder: RunPath, overrides: list[str], console: Console, *, address: str | None, quiet: bool
 ) -> Iterator[ExistingRun]:
     """Open a run with trained finalists and a cluster that can hold the analysis of one.
 

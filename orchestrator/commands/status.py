@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.console import Console
 
+from lsmha.io.paths import RunPath
 from orchestrator.plain_text import print_plain
 from orchestrator.reporting.report import front_hypervolume
 from orchestrator.run_folder.ledger import Ledger
@@ -13,7 +12,7 @@ from orchestrator.run_folder.status_file import describe_stage
 from orchestrator.search.space import describe_point
 
 
-def show_status(folder: Path, console: Console) -> None:
+def show_status(folder: RunPath, console: Console) -> None:
     """Print the stage, the counts and the best trial of a run.
 
     Raises:

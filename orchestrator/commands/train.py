@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import ray
 from rich.console import Console
 
 from lsmha.io.atomic import atomic_write_text
-from lsmha.io.paths import is_remote
+from lsmha.io.paths import RunPath, is_remote
 from lsmha.io.tables import write_table
 from lsmha.models import model_cost
 from lsmha.training.checkpoints import checkpoint_files, remove_checkpoint
@@ -33,7 +32,7 @@ from orchestrator.storage_errors import storage_errors_in_one_line
 
 def train_one(
     variant: str,
-    folder: Path,
+    folder: RunPath,
     console: Console,
     *,
     settings: dict[str, Any],

@@ -21,6 +21,7 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
+from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import DATA_DEFINED, SweepConfig
 from orchestrator.errors import UserError, describe_validation_error, shortened
 
@@ -28,7 +29,7 @@ MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 
 
-def load_sweep_config(path: Path, overrides: list[str] | None = None) -> SweepConfig:
+def load_sweep_config(path: RunPath, overrides: list[str] | None = None) -> SweepConfig:
     """Read and validate a sweep's YAML (1.2: `1e-3` is a number, `on` a string, duplicate keys an error).
 
     Of YAML's machinery (tags, aliases, directives, several documents) a sweep needs none, so all of it is refused.

@@ -89,7 +89,7 @@ def _measure(model: str, train: str, most: int, data_bytes: int) -> dict[str, An
         ModelConfig.model_validate_json(model),
         TrainConfig.model_validate_json(train),
         device=torch.device("cuda"),
-        most=most,
+        max_runs=most,
         data_bytes=data_bytes,
     )
     return asdict(packing)

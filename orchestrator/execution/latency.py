@@ -12,7 +12,8 @@ import ray
 import torch
 
 from lsmha.config import LatencyConfig, ModelConfig
-from lsmha.latency import Round, RoundError, in_rounds, measure_latency, measure_round
+from lsmha.errors import LatencyError
+from lsmha.latency import Round, measure_in_rounds, measure_latency, measure_round
 from orchestrator.cluster.capacity import Capacity
 from orchestrator.errors import UserError, describe_error
 from orchestrator.run_folder.content_hash import key_of
@@ -115,8 +116,8 @@ class LatencyCache:
             return found
 
         try:
-            measured = in_rounds(make_round, rounds)
-        except RoundError as error:
+            measured = measure_in_rounds(make_round, rounds)
+        except LatencyError as error:
             return dict.fromkeys(wanted, str(error))
         on_progress(made, made)
         errors = {}
@@ -136,7 +137,7 @@ class LatencyCache:
             try:
                 node, found = ray.get(task)
             except ray.exceptions.RayError as error:
-                raise RoundError(describe_error(error)) from None
+                raise LatencyError(describe_error(error)) from None
             devices = [rows[0].device for rows in found.measured if not isinstance(rows, str)]
             if not devices or self._is_right(devices[0], node):
                 return found

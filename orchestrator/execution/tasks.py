@@ -11,8 +11,8 @@ import ray
 import torch
 from ray.util.queue import Queue
 
-from lsmha.analysis.fitting import OnProgress
 from lsmha.data import Dataset
+from lsmha.progress import OnProgress
 from orchestrator.cluster.connect import on_this_node
 from orchestrator.errors import describe_error
 from orchestrator.storage_errors import storage_error_in

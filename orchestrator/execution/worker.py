@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -19,10 +18,11 @@ from ray.util.placement_group import PlacementGroup
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.devices.hardware import UtilizationMeter
-from lsmha.io.paths import is_remote, path_of
-from lsmha.training import DivergenceError, EpochMetrics, StackedTrainer, Trainer, train
+from lsmha.errors import DivergenceError, MemoryShortageError
+from lsmha.io.paths import RunPath, is_remote, path_of
+from lsmha.training import EpochMetrics, StackedTrainer, Trainer, train
 from lsmha.training.logits import save_logits
-from lsmha.training.memory import MemoryShortageError, free_memory
+from lsmha.training.memory import free_memory
 from lsmha.training.saved import save_model
 from orchestrator.cluster.connect import on_this_node
 from orchestrator.config.sweep import ResourcesConfig
@@ -44,9 +44,9 @@ class TrialJob:
     id: str
     model: ModelConfig
     train: TrainConfig
-    checkpoint: Path
+    checkpoint: RunPath
     """Rewritten after every epoch; a run that is started again goes on from it."""
-    export: Path | None = None
+    export: RunPath | None = None
     """Folder for the trained weights and the test logits; None leaves the test set alone."""
 
     @property
@@ -178,7 +178,7 @@ def _peak_memory_gib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
-def export(trainer: Trainer, folder: Path) -> dict[str, Any]:
+def export(trainer: Trainer, folder: RunPath) -> dict[str, Any]:
     """Save the weights and, in the one look at the test set, its logits. Returns the test metrics."""
     model, dataset = trainer.evaluated_model, trainer.dataset
     save_model(model, folder, dataset=dataset, train_config=trainer.config)

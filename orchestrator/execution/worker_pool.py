@@ -7,12 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import count
-from pathlib import Path
 from typing import Any, Protocol
 from uuid import uuid4
 
 import ray
 
+from lsmha.io.paths import RunPath
 from orchestrator.cluster.connect import on_this_node
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.errors import describe_error
@@ -56,7 +56,7 @@ class Crews:
         storage: Folder for what Ray Train keeps for itself.
     """
 
-    def __init__(self, arrays: ray.ObjectRef, *, storage: Path) -> None:
+    def __init__(self, arrays: ray.ObjectRef, *, storage: RunPath) -> None:
         self._arrays, self._storage = arrays, storage
         board: Any = ray.remote(JobBoard)
         self._board = board.options(num_cpus=0, scheduling_strategy=on_this_node(), enable_task_events=False).remote()

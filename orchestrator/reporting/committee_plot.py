@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from lsmha.io.atomic import atomic_path
+from lsmha.io.paths import RunPath
 
 
-def plot_committees(rows: Sequence[dict[str, Any]], path: Path, *, title: str) -> None:
+def plot_committees(rows: Sequence[dict[str, Any]], path: RunPath, *, title: str) -> None:
     """Accuracy against committee size, as PNG; nothing where there is no committee."""
     curves = [row for row in rows if row["kind"] == "size"]
     if not curves:

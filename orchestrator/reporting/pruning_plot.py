@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from lsmha.io.atomic import atomic_path
+from lsmha.io.paths import RunPath
 
 
-def plot_pruning(rows: Sequence[Mapping[str, Any]], path: Path, *, title: str) -> None:
+def plot_pruning(rows: Sequence[Mapping[str, Any]], path: RunPath, *, title: str) -> None:
     """Test accuracy against the fraction of weights kept, one panel for each network and method, as PNG."""
     panels = list(dict.fromkeys((row["id"], row["method"]) for row in rows))
     columns = min(3, len(panels))

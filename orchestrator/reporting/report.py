@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lsmha.io.atomic import atomic_path, atomic_write_text
+from lsmha.io.paths import RunPath
 from lsmha.pareto import hypervolume
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.reporting.tables import committees_table
@@ -166,7 +166,7 @@ def front_hypervolume(ledger: Ledger) -> dict[str, Any] | None:
     return {"value": hypervolume(values, directions, reference), "reference": reference}
 
 
-def plot_front(ledger: Ledger, path: Path) -> None:
+def plot_front(ledger: Ledger, path: RunPath) -> None:
     """Scatter of all completed trials over the first two objectives, with the front and the finalists' test spread.
 
     Writes nothing where there is but one objective or no completed trial.

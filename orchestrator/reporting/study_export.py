@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -12,6 +11,7 @@ from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import TrialState
 
 from lsmha.io.atomic import atomic_write_text
+from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import Dimension, FloatRange, IntRange
 from orchestrator.run_folder.front import objective_values
 from orchestrator.run_folder.ledger import Ledger
@@ -20,7 +20,7 @@ from orchestrator.run_folder.records import TrialRecord
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def write_study(ledger: Ledger, path: Path) -> None:
+def write_study(ledger: Ledger, path: RunPath) -> None:
     """Write a study with every trial that has ended, completed or failed, and no other, as an Optuna journal.
 
     `optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(path)))` reads it; the name is the

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 from uuid import uuid4
 
+from lsmha.io.paths import RunPath
 from orchestrator.errors import UserError
 
 RENEW_S = 20.0
@@ -206,7 +207,7 @@ def _raised_here(error: Callable[[], Exception]) -> Iterator[Callable[[], None]]
         signal.signal(signal.SIGUSR1, previous)
 
 
-def check_lease(folder: Path) -> None:
+def check_lease(folder: RunPath) -> None:
     """Raise OSError if this process has lost its lease on the folder; one that it has not leased passes."""
     if (lease := _leases.get(str(folder))) is not None:
         lease.check()

@@ -6,12 +6,11 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from lsmha.errors import DamagedFileError
 from lsmha.io.atomic import abandoned_temporaries, atomic_path
-from lsmha.io.checksums import DamagedFileError
-from lsmha.io.paths import is_remote
+from lsmha.io.paths import RunPath, is_remote
 from lsmha.io.tables import write_table
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.config.yaml import dump_yaml, load_sweep_config, plain_settings
@@ -34,7 +33,7 @@ class Ledger:
     analysis, committee and pruning, named by what was run (`record_files.py`). All tables can be made again from it.
     """
 
-    def __init__(self, folder: Path, config: SweepConfig) -> None:
+    def __init__(self, folder: RunPath, config: SweepConfig) -> None:
         self.folder = folder
         self.config = config
         self.origin: Origin | None = None
@@ -60,7 +59,7 @@ class Ledger:
         self._recorded = 0.0
 
     @classmethod
-    def create(cls, folder: Path, config: SweepConfig) -> Ledger:
+    def create(cls, folder: RunPath, config: SweepConfig) -> Ledger:
         """Start a new run folder with the resolved `config.yaml`.
 
         Raises:
@@ -76,7 +75,7 @@ class Ledger:
         return ledger
 
     @classmethod
-    def load(cls, folder: Path, *, on_damaged: Callable[[Path], None] | None = None) -> Ledger:
+    def load(cls, folder: RunPath, *, on_damaged: Callable[[RunPath], None] | None = None) -> Ledger:
         """Open an existing run folder.
 
         Args:
@@ -88,7 +87,7 @@ class Ledger:
         """
         folder = folder.absolute()  # workers run in folders of their own
         check_run(folder)
-        found: list[tuple[Path, Record]] = []
+        found: list[tuple[RunPath, Record]] = []
         paths = sorted((folder / "records").glob("*/[!.]*.json"))  # dot files are half-written ones
         for path, record in read_records(paths):
             if not isinstance(record, DamagedFileError):
@@ -207,19 +206,19 @@ class Ledger:
         }
         return always | {name: rows for name, rows in later.items() if rows}
 
-    def record_path(self, kind: str, name: str, key: str) -> Path:
+    def record_path(self, kind: str, name: str, key: str) -> RunPath:
         """The file of a record."""
         return record_path(self.folder / "records" / kind, name, key)
 
-    def checkpoint_path(self, run_id: str) -> Path:
+    def checkpoint_path(self, run_id: str) -> RunPath:
         """Where an unfinished training run keeps its state."""
         return self.folder / "checkpoints" / f"{run_id}.pt"
 
-    def finalist_folder(self, run_id: str) -> Path:
+    def finalist_folder(self, run_id: str) -> RunPath:
         """Where a finalist's weights and test logits go."""
         return self.folder / "finalists" / run_id
 
-    def analysis_folder(self, run_id: str) -> Path:
+    def analysis_folder(self, run_id: str) -> RunPath:
         """Where the analysis of a finalist goes."""
         return self.folder / "analysis" / run_id
 
@@ -269,7 +268,7 @@ class Ledger:
                 self.prunings[name] = content["row"]
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: RunPath) -> bool:
     """Whether this is the folder of a run.
 
     Raises:
@@ -283,13 +282,13 @@ def is_run(folder: Path) -> bool:
         return False  # a name that no file system takes
 
 
-def check_run(folder: Path) -> None:
+def check_run(folder: RunPath) -> None:
     """Raise UserError unless this is the folder of a run."""
     if not is_run(folder):
         raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
 
 
-def remove_abandoned(folder: Path) -> list[Path]:
+def remove_abandoned(folder: RunPath) -> list[RunPath]:
     """Remove the temporaries that killed writers left anywhere in a run folder, and return them."""
     # On an object store nothing is half written.
     parts = (folder,) if is_remote(folder) else (folder, *folder.rglob("*/"))

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from lsmha.io.atomic import abandoned_temporaries
-from lsmha.io.paths import is_remote, path_of
+from lsmha.io.paths import RunPath, is_remote, path_of
 from orchestrator.errors import UserError
 from orchestrator.run_folder.lease import store_time
 from orchestrator.run_folder.ownership import OWNER_FILE
 
 
-def location(text: str, *, field: str = "RUN") -> Path:
+def location(text: str, *, field: str = "RUN") -> RunPath:
     """The folder or file that an argument names; `field` names the argument in messages.
 
     Raises:
@@ -28,7 +27,7 @@ def location(text: str, *, field: str = "RUN") -> Path:
     return path
 
 
-def check_output_folder(folder: Path) -> None:
+def check_output_folder(folder: RunPath) -> None:
     """Refuse a folder for results that is something else, or cannot be written.
 
     Raises:
@@ -42,14 +41,14 @@ def check_output_folder(folder: Path) -> None:
         return
     try:
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        usable = existing.is_dir() and os.access(existing, os.W_OK)
+        usable = existing.is_dir() and os.access(str(existing), os.W_OK)
     except OSError:  # a name that no file system takes
         usable = False
     if not usable:
         raise UserError(f"--out: must be a folder that can be written, but got {str(folder)!r}")
 
 
-def check_new_folder(folder: Path) -> None:
+def check_new_folder(folder: RunPath) -> None:
     """Refuse a folder for a new run that holds something, or cannot be written.
 
     Raises:

@@ -8,9 +8,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
-from lsmha.io.paths import is_remote
+from lsmha.io.paths import RunPath, is_remote
 from orchestrator.errors import UserError
 from orchestrator.run_folder.lease import check_lease, is_leased, leased, refusal, release_all
 
@@ -20,7 +19,7 @@ the lease, and goes with it."""
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def owned(folder: RunPath) -> Iterator[None]:
     """Own a run folder for the block.
 
     The file system keeps the lock for as long as this process lives, however it ends: a dead owner holds nothing. NFS
@@ -35,7 +34,7 @@ def owned(folder: Path) -> Iterator[None]:
         with leased(folder / OWNER_FILE):
             yield
         return
-    descriptor = os.open(folder / OWNER_FILE, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(str(folder / OWNER_FILE), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not _locked(descriptor):
             raise UserError(_refusal(folder))
@@ -51,7 +50,7 @@ def give_up() -> None:
     release_all()
 
 
-def check_owned(folder: Path) -> None:
+def check_owned(folder: RunPath) -> None:
     """Refuse to write into a run folder that was this process's own until another one took over its lease.
 
     Raises:
@@ -60,7 +59,7 @@ def check_owned(folder: Path) -> None:
     check_lease(folder)
 
 
-def check_free(folder: Path) -> None:
+def check_free(folder: RunPath) -> None:
     """Refuse a run folder that is in use, without writing anything.
 
     Raises:
@@ -70,12 +69,12 @@ def check_free(folder: Path) -> None:
         raise UserError(_refusal(folder))
 
 
-def has_owner(folder: Path) -> bool:
+def has_owner(folder: RunPath) -> bool:
     """Whether a live process owns the folder."""
     if is_remote(folder):
         return is_leased(folder / OWNER_FILE)
     try:
-        descriptor = os.open(folder / OWNER_FILE, os.O_RDWR)
+        descriptor = os.open(str(folder / OWNER_FILE), os.O_RDWR)
     except OSError:
         return False
     try:
@@ -98,7 +97,7 @@ def _locked(descriptor: int, *, patience_s: float = 0.5) -> bool:
             return True
 
 
-def _refusal(folder: Path) -> str:
+def _refusal(folder: RunPath) -> str:
     if is_remote(folder):
         return refusal(folder / OWNER_FILE)
     try:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsmha.io.checksums import UNSEALED, DamagedFileError, sealed, write_sealed
-from lsmha.io.paths import read_all
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, checked, write_checked
+from lsmha.io.paths import RunPath, read_all
 from orchestrator.run_folder.content_hash import KEY_LENGTH
 
 
@@ -23,12 +23,12 @@ class Record(NamedTuple):
     """Plain values."""
 
 
-def record_path(folder: Path, name: str, key: str) -> Path:
+def record_path(folder: RunPath, name: str, key: str) -> RunPath:
     """Where the record of that work goes."""
     return folder / f"{name}-{key[:KEY_LENGTH]}.json"
 
 
-def write_record(folder: Path, name: str, key: str, content: Any, *, replace: bool = False) -> None:
+def write_record(folder: RunPath, name: str, key: str, content: Any, *, replace: bool = False) -> None:
     """Write a record. One of the same name and key says that this work was done before: it stays, unless `replace`.
 
     Raises:
@@ -37,13 +37,13 @@ def write_record(folder: Path, name: str, key: str, content: Any, *, replace: bo
     """
     path = record_path(folder, name, key)
     if replace or not path.exists():
-        record = {"name": name, "key": key, "seal": UNSEALED, "content": content}
+        record = {"name": name, "key": key, "checksum": CHECKSUM_PLACEHOLDER, "content": content}
         text = json.dumps(record, indent=1, allow_nan=False) + "\n"
         folder.mkdir(exist_ok=True)
-        write_sealed(path, text.encode())
+        write_checked(path, text.encode())
 
 
-def read_record(path: Path) -> Record:
+def read_record(path: RunPath) -> Record:
     """Read a record.
 
     Raises:
@@ -53,7 +53,7 @@ def read_record(path: Path) -> Record:
     return _record(path, path.read_bytes())
 
 
-def read_records(paths: Sequence[Path]) -> Iterator[tuple[Path, Record | DamagedFileError]]:
+def read_records(paths: Sequence[RunPath]) -> Iterator[tuple[RunPath, Record | DamagedFileError]]:
     """Read many records, from an object store many at a time: each, or that it is damaged.
 
     Raises:
@@ -66,8 +66,8 @@ def read_records(paths: Sequence[Path]) -> Iterator[tuple[Path, Record | Damaged
             yield path, error
 
 
-def _record(path: Path, content: bytes) -> Record:
-    record = json.loads(sealed(content, path))
+def _record(path: RunPath, content: bytes) -> Record:
+    record = json.loads(checked(content, path))
     name, key = record["name"], record["key"]
     if record_path(path.parent, name, key) != path:
         raise DamagedFileError(f"{path} is not the record that it is named after: it holds {name}")

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from pathlib import Path
 from typing import Any
 
 from lsmha.io.atomic import atomic_write_text
+from lsmha.io.paths import RunPath
 from orchestrator.run_folder.ownership import check_owned, has_owner
 
 
-def mark_stage(folder: Path, stage: str) -> None:
+def mark_stage(folder: RunPath, stage: str) -> None:
     """Leave word of the stage that a run is in.
 
     Raises:
@@ -23,7 +23,7 @@ def mark_stage(folder: Path, stage: str) -> None:
     atomic_write_text(folder / "status.json", json.dumps(state) + "\n")
 
 
-def describe_stage(folder: Path) -> str:
+def describe_stage(folder: RunPath) -> str:
     """`complete`, `interrupted`, `crashed` or the stage under way; without an owner a run counts as interrupted."""
     try:
         state: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))

@@ -119,7 +119,7 @@ class SearchSpace:
 
     def canonical(self, values: Mapping[str, Scalar | None]) -> Point:
         """The point with None for each dimension that has no effect."""
-        neutral = ModelConfig.neutral_fields({**self._base[ModelConfig], **values})
+        neutral = ModelConfig.inactive_fields({**self._base[ModelConfig], **values})
         return {name: None if name in neutral else values[name] for name in self.dimensions}
 
     def build(self, point: Mapping[str, Scalar | None]) -> tuple[ModelConfig, TrainConfig]:
@@ -133,7 +133,7 @@ class SearchSpace:
             if value is not None:
                 settings[self._fields[name]][name] = value
         model = settings[ModelConfig]
-        model |= ModelConfig.neutral_fields(model)
+        model |= ModelConfig.inactive_fields(model)
         return ModelConfig.model_validate(model), TrainConfig.model_validate(settings[TrainConfig])
 
     def key(self, point: Point) -> Key:

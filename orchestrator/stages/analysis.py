@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 
 from lsmha.analysis import analyze
-from lsmha.analysis.fitting import OnProgress
 from lsmha.analysis.plots import save_plots
 from lsmha.analysis.saved import block_rows, save_analysis
 from lsmha.config import AnalysisConfig
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
+from lsmha.progress import OnProgress
 from lsmha.training.saved import load_checkpoint
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.execution.tasks import run_tasks
@@ -31,16 +31,16 @@ class AnalysisJob:
     """One network to analyze."""
 
     id: str
-    checkpoint: Path
+    checkpoint: RunPath
     """As `lsmha.training.saved.load_checkpoint` takes it."""
-    out: Path
+    out: RunPath
     """Folder for the results."""
     config: AnalysisConfig
     num_heads: int | None = None
     """Of published weights, which do not tell."""
 
 
-def analyse_checkpoint(
+def analyze_network(
     job: AnalysisJob, dataset: Dataset, device: torch.device, on_progress: OnProgress
 ) -> list[dict[str, Any]]:
     """Analyze one network, write tables and plots to the job's folder, and return the rows of its blocks."""
@@ -51,7 +51,7 @@ def analyse_checkpoint(
     return block_rows(analysis)
 
 
-def analyse_finalists(
+def analyze_finalists(
     config: SweepConfig, ledger: Ledger, progress: Progress, *, arrays: ray.ObjectRef, repeat: bool
 ) -> None:
     """Analyze a run's trained finalists as `config` says and record what comes out; with `repeat`, also those that were
@@ -79,7 +79,7 @@ def analyse_finalists(
         keep_failure=lambda run_id, reason: ledger.add_analysis(run_id, keys[run_id], [], error=reason),
     )
     cpus, gpus = config.analysis_resources()
-    run_tasks(analyse_checkpoint, jobs, outcomes, cpus=cpus, gpus=gpus, arrays=arrays)
+    run_tasks(analyze_network, jobs, outcomes, cpus=cpus, gpus=gpus, arrays=arrays)
 
 
 def _key(finalist: TrialRecord, settings: AnalysisConfig) -> str:

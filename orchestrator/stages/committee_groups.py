@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 from torch import Tensor
 
 from lsmha.committees import check_members
 from lsmha.config import ModelConfig
+from lsmha.io.paths import RunPath
 from lsmha.training.logits import StoredLogits, load_logits, logits_path
 from lsmha.training.saved import load_model_config
 from orchestrator.errors import UserError
@@ -98,7 +98,7 @@ def load_members(ledgers: Sequence[Ledger]) -> list[Member]:
     return members
 
 
-def _short_names(folders: Sequence[Path]) -> dict[Path, str]:
+def _short_names(folders: Sequence[RunPath]) -> dict[RunPath, str]:
     """The last part of each path, or as many as tell it from the others."""
     for length in range(1, max(len(folder.parts) for folder in folders) + 1):
         names = {folder: "/".join(folder.parts[-length:]) for folder in folders}

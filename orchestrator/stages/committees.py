@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from torch import Tensor
 
-from lsmha.analysis.fitting import OnProgress
 from lsmha.committees import (
     committee_predictions,
     evaluate_committee,
@@ -22,6 +20,8 @@ from lsmha.committees import (
 )
 from lsmha.config import Rule
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
+from lsmha.progress import OnProgress
 from orchestrator.config.sweep import CommitteesConfig
 from orchestrator.errors import UserError
 from orchestrator.execution.tasks import run_tasks
@@ -38,7 +38,7 @@ class CommitteesJob:
     """The committees of one run's finalists."""
 
     id: str
-    run: Path
+    run: RunPath
 
 
 def committees_of_run(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 
 from lsmha.analysis import head_label_incidence
-from lsmha.analysis.fitting import OnProgress
 from lsmha.analysis.saved import load_fields
 from lsmha.config import AnalysisConfig, PruningConfig
 from lsmha.data import Dataset
+from lsmha.io.paths import RunPath
+from lsmha.progress import OnProgress
 from lsmha.pruning import (
     LayerKey,
     PruningMethod,
@@ -37,7 +37,7 @@ from orchestrator.execution.tasks import run_tasks
 from orchestrator.reporting.progress import Progress
 from orchestrator.run_folder.content_hash import key_of
 from orchestrator.run_folder.ledger import Ledger
-from orchestrator.stages.analysis import AnalysisJob, analyse_checkpoint
+from orchestrator.stages.analysis import AnalysisJob, analyze_network
 from orchestrator.stages.outcomes import Outcomes
 
 MaskKind = Literal["fields", "random", "none"]
@@ -49,8 +49,8 @@ class PruningJob:
 
     id: str
     finalist: str
-    checkpoint: Path
-    analysis: Path
+    checkpoint: RunPath
+    analysis: RunPath
     """Folder of an analysis of all taps."""
     config: PruningConfig
     method: PruningMethod
@@ -73,7 +73,7 @@ def prune_finalists(
     (ledger.folder / "pruning").mkdir(exist_ok=True)
     progress.stage("fields of all units", len(jobs), unit="networks")
     found = Outcomes(progress, keep=lambda *_: "done")
-    run_tasks(analyse_checkpoint, jobs, found, cpus=cpus, gpus=gpus, arrays=arrays)
+    run_tasks(analyze_network, jobs, found, cpus=cpus, gpus=gpus, arrays=arrays)
     retrainings = [
         job
         for run_id in found.completed_ids
@@ -102,7 +102,7 @@ def _key(job: PruningJob, finalist: str) -> str:
     return key_of({"finalist": finalist, "settings": settings, **variant})
 
 
-def pruning_jobs(finalist: str, checkpoint: Path, analysis: Path, config: PruningConfig) -> list[PruningJob]:
+def pruning_jobs(finalist: str, checkpoint: RunPath, analysis: RunPath, config: PruningConfig) -> list[PruningJob]:
     """Every retraining of one network; none for a method that finds nothing to prune in it."""
     model = load_model_config(checkpoint)
     jobs = []

@@ -30,7 +30,7 @@ from orchestrator.run_folder.records import TrialRecord, Wave, finalist_id, tria
 from orchestrator.search.build import num_trials
 from orchestrator.search.space import Point, SearchSpace
 from orchestrator.search.study import Proposal, ProposalStudy
-from orchestrator.stages.analysis import analyse_finalists
+from orchestrator.stages.analysis import analyze_finalists
 from orchestrator.stages.committees import form_committees_of
 
 
@@ -234,10 +234,10 @@ class Sweep:
             self.progress.was_ended(record)
         self._train(entries, resources=self.config.finalist_resources(), add=self.ledger.add_finalist)
 
-    def analyse_finalists(self) -> None:
+    def analyze_finalists(self) -> None:
         """Read out of every trained finalist what its heads, nodes and filters recognize."""
         if self.config.analysis.enabled:
-            analyse_finalists(self.config, self.ledger, self.progress, arrays=self._arrays, repeat=False)
+            analyze_finalists(self.config, self.ledger, self.progress, arrays=self._arrays, repeat=False)
 
     def form_committees(self) -> bool:
         """Let the finalists decide together, from their stored logits; returns whether that went well."""

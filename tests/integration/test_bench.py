@@ -1,4 +1,4 @@
-"""Loops in processes of their own, measured in turns, as `lsmha-sweep bench` does."""
+"""Loops in processes of their own, measured by turns, as `lsmha-sweep bench` does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lsmha.bench.contestant import Contestant, ContestantError, started
+from lsmha.bench.subject import Subject, started
 from lsmha.bench.training_step import (
     COMPARISONS,
     COMPARISONS_WITH_TIMM,
@@ -14,6 +14,7 @@ from lsmha.bench.training_step import (
     tables,
 )
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.errors import SubjectError
 
 TINY = ModelConfig(img_size=8, num_classes=3, embed_dim=16, depth=1, num_heads=4)
 
@@ -21,12 +22,12 @@ TINY = ModelConfig(img_size=8, num_classes=3, embed_dim=16, depth=1, num_heads=4
 def test_training_is_compared_in_turns() -> None:
     told: list[str] = []
     speeds, speedups = compare_training(
-        ["cct_2_3x2_32"], batch_size=2, turns=2, device="cpu", run_s=0.01, with_timm=True, on_turn=told.append
+        ["cct_2_3x2_32"], batch_size=2, repeats=2, device="cpu", run_s=0.01, with_timm=True, on_repeat=told.append
     )
     assert len({one.num_params for one in speeds}) == 1
     assert all(one.images_per_s.n == 2 and one.images_per_s.low > 0 for one in speeds)
     assert all(one.peak_memory_mib > 50 for one in speeds)
-    assert {one.way: one.attn_drop for one in speeds} == {
+    assert {one.candidate: one.attn_drop for one in speeds} == {
         "vit-pytorch": 0.1,
         "vit-pytorch, bf16 autocast": 0.1,
         "vit-pytorch, no attention dropout": 0.0,
@@ -36,25 +37,25 @@ def test_training_is_compared_in_turns() -> None:
         "timm's loop, images in memory, bf16": 0.1,
     }
     assert [one.what for one in speedups] == [what for what, _, _ in COMPARISONS + COMPARISONS_WITH_TIMM]
-    assert "turn 2 of 2" in told[-1]
+    assert "repeat 2 of 2" in told[-1]
     ratios, absolute = tables(speeds, speedups)
     assert len(ratios.rows) == len(speedups)
     assert len(absolute.rows) == len(speeds)
 
 
-def test_a_contestant_has_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_subject_has_its_own_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
     for tuned, expected in ((True, str(1 << 26)), (False, None)):
-        contestant = Contestant("lsmha", TINY, TrainConfig(batch_size=2), "cpu", tuned=tuned)
-        with started(contestant, run_s=0.001) as process:
+        subject = Subject("lsmha", TINY, TrainConfig(batch_size=2), "cpu", tuned=tuned)
+        with started(subject, run_s=0.001) as process:
             environment = Path(f"/proc/{process.process.pid}/environ").read_bytes().split(b"\0")
             found = {line.partition(b"=")[0]: line.partition(b"=")[2].decode() for line in environment}
             assert found.get(b"MALLOC_TOP_PAD_") == expected
             assert process.images_per_s() > 0
 
 
-def test_a_contestant_that_cannot_train_says_why() -> None:
+def test_a_subject_that_cannot_train_says_why() -> None:
     hybrid = TINY.model_copy(update={"num_conv_blocks": 1})
-    contestant = Contestant("vit-pytorch", hybrid, TrainConfig(batch_size=2), "cpu", tuned=False)
-    with pytest.raises(ContestantError, match="num_conv_blocks must be 0"), started(contestant, run_s=0.001):
+    subject = Subject("vit-pytorch", hybrid, TrainConfig(batch_size=2), "cpu", tuned=False)
+    with pytest.raises(SubjectError, match="num_conv_blocks must be 0"), started(subject, run_s=0.001):
         pass

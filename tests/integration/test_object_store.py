@@ -20,7 +20,8 @@ from PIL import Image
 from running_sweep import Sweep, assert_nothing_lost, assert_refused, write_spec
 
 from lsmha.config import DataConfig
-from lsmha.data import DataError, load_dataset
+from lsmha.data import load_dataset
+from lsmha.errors import DataError
 from lsmha.io.paths import path_of
 from orchestrator.cli import main
 from orchestrator.run_folder.lease import LEASE_S

@@ -40,7 +40,7 @@ def run(script: str, *arguments: str, out: Path) -> dict[str, Any]:
 
 def test_roofline(tmp_path: Path) -> None:
     content = run(
-        "roofline", "--variants", "cct_2_3x2_32", "--num-heads", "4", "64", "--batch-size", "2", "--turns", "1",
+        "roofline", "--variants", "cct_2_3x2_32", "--num-heads", "4", "64", "--batch-size", "2", "--repeats", "1",
         out=tmp_path / "roofline",
     )  # fmt: skip
     few, many = content["results"]
@@ -51,7 +51,9 @@ def test_roofline(tmp_path: Path) -> None:
 
 
 def test_loader_share(tmp_path: Path) -> None:
-    content = run("loader_share", "--variants", "cct_2_3x2_32", "--steps", "1", "--turns", "5", out=tmp_path / "loader")
+    content = run(
+        "loader_share", "--variants", "cct_2_3x2_32", "--steps", "1", "--repeats", "5", out=tmp_path / "loader"
+    )
     plain, heavy = content["results"]
     assert 0 < plain["share"]["median"] < heavy["share"]["median"]
 
@@ -93,8 +95,8 @@ def test_latency_ranking(tmp_path: Path) -> None:
 
 def test_stacked_seeds(tmp_path: Path) -> None:
     content = run(
-        "stacked_seeds", "--variants", "cct_2_3x2_32", "--batch-sizes", "2", "--seeds", "2", "--steps", "1", "--turns",
-        "1", out=tmp_path / "stacked",
+        "stacked_seeds", "--variants", "cct_2_3x2_32", "--batch-sizes", "2", "--seeds", "2", "--steps", "1",
+        "--repeats", "1", out=tmp_path / "stacked",
     )  # fmt: skip
     (found,) = content["results"]
     assert found["ratio"]["median"] == pytest.approx(found["together"]["median"] / found["one_by_one"]["median"])
@@ -102,7 +104,7 @@ def test_stacked_seeds(tmp_path: Path) -> None:
 
 def test_training_modes(tmp_path: Path) -> None:
     content = run(
-        "training_modes", "--variants", "cct_2_3x2_32", "--batch-size", "2", "--steps", "1", "--turns", "1",
+        "training_modes", "--variants", "cct_2_3x2_32", "--batch-size", "2", "--steps", "1", "--repeats", "1",
         out=tmp_path / "modes",
     )  # fmt: skip
     eager, compiled = content["results"]
@@ -129,7 +131,7 @@ def cifar(tmp_path: Path) -> Path:
 
 def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
     content = run("equal_accuracy", str(cifar), "--epochs", "1", "--seeds", "0", "1", out=tmp_path / "accuracy")
-    found = [(one["way"], one["seed"]) for one in content["results"]]
+    found = [(one["candidate"], one["seed"]) for one in content["results"]]
     assert found == [("lsmha", 0), ("vit-pytorch", 0), ("lsmha", 1), ("vit-pytorch", 1)]
     assert all(0 <= one["test_accuracy"] <= 1 for one in content["results"])
 

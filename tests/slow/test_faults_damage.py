@@ -19,7 +19,7 @@ from running_sweep import (
     table,
 )
 
-from lsmha.io.checksums import DamagedFileError
+from lsmha.errors import DamagedFileError
 
 LONG = {
     "train": {"epochs": 40, "batch_size": 20, "precision": "fp32"},

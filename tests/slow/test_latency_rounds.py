@@ -27,7 +27,7 @@ def test_a_round_measures_each_network_or_says_why_not() -> None:
     heavy = TINY.model_copy(update={"img_size": 512, "num_heads": 8, "attention": "materialized"})  # 2^35 weights
     made = measure_round([TINY, heavy, TINY], QUICK, device=CPU)
     first, failed, last = made.measured
-    assert made.sentinel_ms > 0
+    assert made.reference_ms > 0
     for rows in (first, last):
         assert isinstance(rows, list)
         assert all(isinstance(row, LatencyMeasurement) and row.latency_ms > 0 for row in rows)
@@ -63,7 +63,7 @@ def test_a_round_ends_with_the_process_that_wants_it(tmp_path: Path) -> None:
         return found
 
     try:
-        wait_for(lambda: len(alive()) == 3, "the process, its interpreter and the sentinel's", 60)
+        wait_for(lambda: len(alive()) == 3, "the process, its interpreter and the reference network's", 60)
         wants.kill()
         wants.wait(10)
         wait_for(lambda: not alive(), "the end of all of them", 10)
@@ -86,7 +86,7 @@ def test_the_front_is_measured_in_rounds(
     assert (front["latency_p25_ms"] <= front["latency_ms"]).all()
     assert (front["latency_ms"] <= front["latency_p75_ms"]).all()
     latencies = pd.read_parquet(run / "latency.parquet")
-    searched, measured = (latencies[latencies["sentinel_ms"].notna() == rounds] for rounds in (False, True))
+    searched, measured = (latencies[latencies["reference_ms"].notna() == rounds] for rounds in (False, True))
     trials = pd.read_parquet(run / "trials.parquet").set_index("id")
     assert sorted(searched["architecture"]) == sorted(trials["architecture"])
     in_rounds = measured.set_index("architecture")["latency_ms"]

@@ -1,4 +1,4 @@
-"""Comparisons of speed: turns, the loops that are compared, and the report of what was found."""
+"""Comparisons of speed: repeats, the loops that are compared, and the report of what was found."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lsmha.bench.baselines import vit_pytorch_cct
 from lsmha.bench.loops import LoopName, LsmhaLoop, PlainLoop, build_loop
-from lsmha.bench.peers import MissingPeerError, vit_pytorch_cct
 from lsmha.bench.random_data import random_dataset
+from lsmha.bench.repeats import Spread, interleaved, ratios
 from lsmha.bench.report import Report, Table
-from lsmha.bench.turns import Spread, in_turns, ratios
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.errors import MissingBaselineError
 
 TINY = ModelConfig(img_size=8, num_classes=3, embed_dim=16, depth=2, num_heads=4)
 RECIPE = TrainConfig(batch_size=4)
@@ -24,10 +25,10 @@ CPU = torch.device("cpu")
 
 def test_ways_take_turns() -> None:
     calls: list[str] = []
-    results = in_turns(
+    results = interleaved(
         {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"},  # type: ignore[misc]
         3,
-        on_turn=lambda turn, name: calls.append(f"{turn}{name}"),
+        on_repeat=lambda repeat, name: calls.append(f"{repeat}{name}"),
     )
     assert calls == ["0a", "a", "0b", "b", "1a", "a", "1b", "b", "2a", "a", "2b", "b"]
     assert results == {"a": [2.0, 6.0, 10.0], "b": [4.0, 8.0, 12.0]}
@@ -81,7 +82,7 @@ def test_dropout_of_the_peer_is_that_of_the_configuration() -> None:
 
 def test_a_missing_peer_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vit_pytorch.cct", None)
-    with pytest.raises(MissingPeerError, match="pip install vit-pytorch"):
+    with pytest.raises(MissingBaselineError, match="pip install vit-pytorch"):
         vit_pytorch_cct(TINY)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_data import assert_same_bits
 
-from lsmha.io.checksums import DamagedFileError
+from lsmha.errors import DamagedFileError
 from lsmha.training.checkpoints import checkpoint_files, load_state, remove_checkpoint, save_state
 
 

@@ -453,7 +453,7 @@ def test_samplers_take_the_largest_seed(sampler: str) -> None:
         (("latency", "cct_2_3x2_32", "--threads", "0"), ("threads", "0")),
         (("bench", "--variants", "resnet"), ("--variants", "cct_7_3x1_32", "'resnet'")),
         (("bench", "--batch-size", "0"), ("--batch-size", "at least 1", "0")),
-        (("bench", "--turns", "0"), ("--turns", "at least 1", "0")),
+        (("bench", "--repeats", "0"), ("--repeats", "at least 1", "0")),
         (("bench", "--device", "tpu"), ("--device", "auto, cpu or cuda", "'tpu'")),
         (("bench", "--out", "full/mine/x"), ("--out", "folder", "full/mine")),
     ],

@@ -26,11 +26,11 @@ class Stopwatch:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds: dict[str, float]) -> None:
         self.timed: list[str] = []
-        self.ways = {name: self._way(name) for name in seconds}
+        self.candidates = {name: self._candidate(name) for name in seconds}
         self._seconds, self._latest = seconds, ""
         monkeypatch.setattr(compute_plan, "seconds_of", self._time)
 
-    def _way(self, name: str) -> Callable[[], None]:
+    def _candidate(self, name: str) -> Callable[[], None]:
         def work() -> None:
             self._latest = name
             if self._seconds[name] < 0:
@@ -59,19 +59,19 @@ class Stopwatch:
 def test_the_default_gives_way_to_what_is_clearly_faster(
     seconds: dict[str, float], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert fastest(Stopwatch(monkeypatch, seconds).ways, CPU) == expected
+    assert fastest(Stopwatch(monkeypatch, seconds).candidates, CPU) == expected
 
 
 def test_hopeless_ways_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch = Stopwatch(monkeypatch, {"default": 1.0, "slow": 2.1, "close": 1.9})
-    fastest(stopwatch.ways, CPU)
+    fastest(stopwatch.candidates, CPU)
     assert stopwatch.timed.count("slow") == 1
     assert stopwatch.timed.count("close") == stopwatch.timed.count("default") > 3
 
 
 def test_one_way_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch = Stopwatch(monkeypatch, {"only": -1.0})
-    assert fastest(stopwatch.ways, CPU) == "only"
+    assert fastest(stopwatch.candidates, CPU) == "only"
     assert stopwatch.timed == []
 
 
@@ -79,11 +79,11 @@ def _asked_of(monkeypatch: pytest.MonkeyPatch) -> list[list[object]]:
     """Ways that a plan was made from, in the order in which they are tried; the last one wins."""
     asked: list[list[object]] = []
 
-    def last(ways: dict[object, Callable[[], None]], device: torch.device) -> object:
-        asked.append(list(ways))
-        for work in ways.values():
+    def last(candidates: dict[object, Callable[[], None]], device: torch.device) -> object:
+        asked.append(list(candidates))
+        for work in candidates.values():
             work()
-        return list(ways)[-1]
+        return list(candidates)[-1]
 
     monkeypatch.setattr(compute_plan, "fastest", last)
     compute_plan._plan_training.cache_clear()
@@ -114,14 +114,14 @@ def test_settings_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision in ("fp32", "bf16"):
         plan = plan_training(model, tiny_recipe(precision=precision), device=CPU)
         assert plan == ComputePlan(precision, AttentionKernels("sdpa-padded", "sdpa-padded"))
-    assert {len(ways) for ways in asked} == {1}
+    assert {len(candidates) for candidates in asked} == {1}
 
 
 def test_a_plain_cnn_has_no_kernels_to_choose_from(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = _asked_of(monkeypatch)
     monkeypatch.setattr(compute_plan, "supports_bf16", lambda device: True)
     plan_training(tiny_model(attention="auto", num_conv_blocks=2), tiny_recipe(precision="auto"), device=CPU)
-    assert [len(ways) for ways in asked] == [2, 1]
+    assert [len(candidates) for candidates in asked] == [2, 1]
 
 
 def test_heads_of_whole_registers_are_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lsmha.config import DataConfig
-from lsmha.data import DataError, Dataset, LabeledImages, load_dataset
+from lsmha.data import Dataset, LabeledImages, load_dataset
+from lsmha.errors import DataError
 
 
 @pytest.fixture(scope="module")

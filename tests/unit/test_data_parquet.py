@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from lsmha.config import DataConfig
-from lsmha.data import DataError, load_dataset
+from lsmha.data import load_dataset
+from lsmha.errors import DataError
 
 NAMES = ("ant", "bee", "cat")
 

@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision import datasets
 
 from lsmha.config import DataConfig
-from lsmha.data import DataError, load_dataset
+from lsmha.data import load_dataset
+from lsmha.errors import DataError
 
 
 def md5(file):

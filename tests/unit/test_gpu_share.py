@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import ray
 
-from lsmha.bench.contestant import ContestantError
 from lsmha.bench.packing import Packing, choose_packing
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.errors import SubjectError
 from orchestrator.cluster.capacity import Capacity
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
@@ -28,7 +28,7 @@ GIB = 1 << 30
         ([100, 200, 400, 800], 1, 1, 1, [1]),
         ([100, 200, 400, 800], 20, 64, 4, [1, 2, 4]),
         ([100, 200, 400, 800], 30, 64, 2, [1, 2]),
-        ([100, 200, ContestantError("out of memory")], 1, 64, 2, [1, 2]),
+        ([100, 200, SubjectError("out of memory")], 1, 64, 2, [1, 2]),
     ],
     ids=["gain ends", "no gain", "few CPUs", "one CPU", "memory for 4", "memory for 2", "does not fit after all"],
 )
@@ -41,16 +41,16 @@ def test_runs_are_doubled_while_it_pays(
             raise speed
         return speed, each * GIB
 
-    packing = choose_packing(measure, most=most, memory=100 * GIB)
+    packing = choose_packing(measure, max_runs=most, memory=100 * GIB)
     assert packing == Packing(runs, dict(zip(measured, speeds, strict=False)), each * GIB)
 
 
 def test_a_network_that_cannot_train_is_an_error() -> None:
     def measure(count: int) -> tuple[float, int]:
-        raise ContestantError("no kernel")
+        raise SubjectError("no kernel")
 
-    with pytest.raises(ContestantError, match="no kernel"):
-        choose_packing(measure, most=4, memory=GIB)
+    with pytest.raises(SubjectError, match="no kernel"):
+        choose_packing(measure, max_runs=4, memory=GIB)
 
 
 def _config(

@@ -18,9 +18,9 @@ import torch
 from lsmha.config import AttentionKernel, LatencyConfig, ModelConfig
 from lsmha.devices import stopwatch
 from lsmha.devices.hardware import device_name
-from lsmha.latency import LatencyMeasurement, foreign_load, measure_latency
+from lsmha.latency import LatencyMeasurement, background_load, measure_latency
 from lsmha.latency import timing as latency_module
-from lsmha.latency.foreign_load import ForeignLoad
+from lsmha.latency.background_load import BackgroundLoad
 from lsmha.models import CCT
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_row_is_flat_and_plain() -> None:
     latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=1e-6)
     (row,) = measure_latency(SMALL, latency, device=CPU)
     values = asdict(row)
-    assert values.pop("sentinel_ms") is None
+    assert values.pop("reference_ms") is None
     assert {type(value) for value in values.values()} == {int, float, bool, str}
 
 
@@ -121,7 +121,7 @@ def test_passes_count_while_others_do_little(
     monkeypatch: pytest.MonkeyPatch, shares: list[float | None], median_ms: float, undisturbed: bool
 ) -> None:
     FakeLoad.shares = iter(shares)
-    monkeypatch.setattr(latency_module, "ForeignLoad", FakeLoad)
+    monkeypatch.setattr(latency_module, "BackgroundLoad", FakeLoad)
     monkeypatch.setattr(latency_module, "BLOCK_S", 0.1)
     passes = [1.0] * 3 + [1.0] * 3 + [0.5] * 3 + [0.25] * 3
     latency = LatencyConfig(warmup_s=0, min_iterations=3, max_seconds=5.25, target_spread=1.0)
@@ -132,14 +132,14 @@ def test_passes_count_while_others_do_little(
 def test_others_work_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of 2 CPUs over one second, this process took a quarter of a second, all took one."""
     stat = tmp_path / "stat"
-    monkeypatch.setattr(foreign_load, "_STAT", stat)
-    monkeypatch.setattr(foreign_load.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(background_load, "_STAT", stat)
+    monkeypatch.setattr(background_load.os, "cpu_count", lambda: 2)
     now, own = [10.0], [5.0]
-    monkeypatch.setattr(foreign_load.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(foreign_load.time, "process_time", lambda: own[0])
+    monkeypatch.setattr(background_load.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(background_load.time, "process_time", lambda: own[0])
     ticks = os.sysconf("SC_CLK_TCK")
     stat.write_text("cpu  100 0 0 900 50 0 0 0 7 0\ncpu0 1\n")
-    load = ForeignLoad()
+    load = BackgroundLoad()
     now[0], own[0] = 11.0, 5.25
     stat.write_text(f"cpu  {100 + ticks // 2} {ticks // 4} {ticks // 8} 990 70 0 0 {ticks // 8} 99 0\ncpu0 1\n")
     assert load.read() == pytest.approx(0.375, abs=0.02)

@@ -12,7 +12,7 @@ from published_names import to_published_key
 from torch import Tensor
 from vit_pytorch.cct import sinusoidal_embedding
 
-from lsmha.bench.peers import vit_pytorch_cct
+from lsmha.bench.baselines import vit_pytorch_cct
 from lsmha.config import AttentionKernel, ModelConfig
 from lsmha.models import CCT, create_model, from_compact_transformers
 from lsmha.models.attention import AttentionKernels

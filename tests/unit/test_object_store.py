@@ -17,9 +17,9 @@ import torch
 from botocore.exceptions import EndpointConnectionError
 from tiny_data import assert_same_bits, tiny_dataset, tiny_model, tiny_recipe
 
+from lsmha.errors import DamagedFileError
 from lsmha.io import paths
 from lsmha.io.atomic import abandoned_temporaries, atomic_path, atomic_write_bytes
-from lsmha.io.checksums import DamagedFileError
 from lsmha.io.object_store import ObjectPath, object_path
 from lsmha.io.paths import is_remote, path_of
 from lsmha.io.tables import read_table, write_table

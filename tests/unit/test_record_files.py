@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lsmha.io.checksums import DamagedFileError
+from lsmha.errors import DamagedFileError
 from orchestrator.run_folder.content_hash import key_of
 from orchestrator.run_folder.record_files import Record, read_record, record_path, write_record
 
@@ -28,7 +28,7 @@ def test_a_record_is_readable_and_comes_back(path: Path) -> None:
     assert path.name == f"t0007-{KEY[:12]}.json"
     assert read_record(path) == Record("t0007", KEY, CONTENT)
     record = json.loads(path.read_text(encoding="utf-8"))
-    assert list(record) == ["name", "key", "seal", "content"]
+    assert list(record) == ["name", "key", "checksum", "content"]
     assert (record["name"], record["key"], record["content"]) == ("t0007", KEY, CONTENT)
 
 
@@ -93,7 +93,7 @@ def test_what_is_not_plain_and_finite_leaves_no_file(tmp_path: Path, content: An
 
 def test_a_text_in_the_content_cannot_pass_for_the_seal(path: Path) -> None:
     """Such as the error of a trial that read another record."""
-    text = json.loads(path.read_text())["seal"]
+    text = json.loads(path.read_text())["checksum"]
     before = path.read_bytes()
     try:
         write_record(path.parent, "t0008", KEY, {"error": text})

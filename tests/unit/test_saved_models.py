@@ -14,7 +14,7 @@ from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recip
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.io.checksums import DamagedFileError
+from lsmha.errors import DamagedFileError
 from lsmha.models import CCT
 from lsmha.training import Trainer, predict_logits, train
 from lsmha.training.logits import load_logits, logits_path, save_logits
@@ -63,7 +63,7 @@ def test_config_says_how_to_build_train_and_feed(tiny: Dataset, tmp_path: Path) 
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")
     config = json.loads(text)
-    assert sorted(config) == ["data", "model", "seal", "train"]
+    assert sorted(config) == ["checksum", "data", "model", "train"]
     assert ModelConfig.model_validate(config["model"]) == tiny_model()
     assert TrainConfig.model_validate(config["train"]) == recipe
     assert config["data"] == {
@@ -87,7 +87,7 @@ def test_weights_that_do_not_fit_are_refused(settings: dict[str, Any], tiny: Dat
     save_model(CCT(tiny_model()), tmp_path, dataset=tiny, train_config=tiny_recipe())
     path = tmp_path / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    del config["seal"]  # written by hand
+    del config["checksum"]  # written by hand
     config["model"] |= settings
     path.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(ValueError, match=r"model\.safetensors does not fit config\.json") as raised:
@@ -109,14 +109,14 @@ def test_flipped_bits_of_the_weights_are_refused_by_name(tiny: Dataset, tmp_path
     path = tmp_path / "model.safetensors"
     content = path.read_bytes()
     generator = random.Random(0)
-    # Where the seal is no longer recognized as one, the weights are taken as those of a file without.
-    seal = range(content.index(b"lsmha-sha256:"), content.index(b"lsmha-sha256:") + 77)
+    # Where the checksum is no longer recognized as one, the weights are taken as those of a file without.
+    checksum = range(content.index(b"lsmha-sha256:"), content.index(b"lsmha-sha256:") + 77)
     places = [*range(0, 400, 7), *(generator.randrange(len(content)) for _ in range(200))]
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 1 << generator.randrange(8)
         path.write_bytes(damaged)
-        if place not in seal:
+        if place not in checksum:
             with pytest.raises(DamagedFileError, match=r"model\.safetensors"):
                 load_model(tmp_path)
     for kept in (0, 7, 100, len(content) - 1):
@@ -154,4 +154,4 @@ def test_a_flipped_bit_of_logits_is_refused_or_does_no_harm(tiny: Dataset, tmp_p
         else:
             harmless += 1
     assert refused + harmless == len(places)
-    assert harmless <= 8 * 77 / 7 + 1, "only the seal itself may go unnoticed"
+    assert harmless <= 8 * 77 / 7 + 1, "only the checksum itself may go unnoticed"

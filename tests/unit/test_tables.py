@@ -10,7 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from lsmha.io.checksums import UNSEALED, DamagedFileError, write_sealed
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, write_checked
 from lsmha.io.tables import read_table, write_table
 
 ROWS: list[dict[str, Any]] = [
@@ -76,10 +77,16 @@ def test_absent_table_is_an_os_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["", UNSEALED * 2, UNSEALED.replace("0", "a"), f"{UNSEALED} lsmha-sha256:{64 * 'f'}"]
+    "content",
+    [
+        "",
+        CHECKSUM_PLACEHOLDER * 2,
+        CHECKSUM_PLACEHOLDER.replace("0", "a"),
+        f"{CHECKSUM_PLACEHOLDER} lsmha-sha256:{64 * 'f'}",
+    ],
 )
-def test_content_has_exactly_one_place_for_a_seal(content: str, tmp_path: Path) -> None:
-    # Where the text of a column looks like a seal, which of them to fill could not be told.
-    with pytest.raises(ValueError, match="one place for its seal"):
-        write_sealed(tmp_path / "x", content.encode())
+def test_content_has_exactly_one_place_for_a_checksum(content: str, tmp_path: Path) -> None:
+    # Where the text of a column looks like a checksum, which of them to fill could not be told.
+    with pytest.raises(ValueError, match="one place for its checksum"):
+        write_checked(tmp_path / "x", content.encode())
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ from tiny_data import ALL_AUGMENTATION, assert_same_bits, tiny_model, tiny_recip
 
 from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset
-from lsmha.io.checksums import UNSEALED, DamagedFileError, write_sealed
+from lsmha.errors import DamagedFileError
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, write_checked
 from lsmha.training import EpochMetrics, Trainer, train
 from lsmha.training.checkpoints import checkpoint_files, load_state, save_state
 
@@ -206,7 +207,7 @@ def test_checkpoint_cannot_run_code(container: str, tiny: Dataset, tmp_path: Pat
         assert zipfile.is_zipfile(evil)
     else:
         pickled = pickle.dumps({"recipe": "", "model": Payload(proof)}, protocol=2)
-        write_sealed(evil, f"{UNSEALED}\n".encode() + pickled)
+        write_checked(evil, f"{CHECKSUM_PLACEHOLDER}\n".encode() + pickled)
     with pytest.raises(pickle.UnpicklingError):
         trainer.load(evil)
     assert not proof.exists()

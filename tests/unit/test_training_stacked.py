@@ -11,7 +11,8 @@ from tiny_data import assert_same_bits, tiny_dataset, tiny_model, tiny_recipe
 
 from lsmha.config import AugmentConfig
 from lsmha.data import Dataset
-from lsmha.training import DivergenceError, EpochMetrics, StackedTrainer, Trainer, train
+from lsmha.errors import DivergenceError
+from lsmha.training import EpochMetrics, StackedTrainer, Trainer, train
 
 CPU = torch.device("cpu")
 SEEDS = (3, 0, 11)

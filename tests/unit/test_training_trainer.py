@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from lsmha.config import AugmentConfig
 from lsmha.data import Dataset, normalize
-from lsmha.training import DivergenceError, Trainer, evaluate, train
+from lsmha.errors import DivergenceError
+from lsmha.training import Trainer, evaluate, train
 from lsmha.training.optimization import learning_rate_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -16,7 +16,7 @@ def test_runs_train_beside_one_another() -> None:
         tiny_model(),
         tiny_recipe(),
         device=CPU,
-        most=2,
+        max_runs=2,
         data_bytes=1 << 20,
         run_s=0.05,
         on_measured=lambda runs, images_per_s: told.append((runs, images_per_s)),

@@ -14,16 +14,11 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig
 from lsmha.devices.compute_plan import ComputePlan
+from lsmha.errors import MemoryShortageError
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import memory
-from lsmha.training.memory import (
-    MemoryShortageError,
-    fitting_plan,
-    free_memory,
-    inference_memory,
-    training_memory,
-)
+from lsmha.training.memory import fitting_plan, free_memory, inference_memory, training_memory
 from lsmha.training.optimization import build_optimizer
 from lsmha.training.trainer import Trainer
 from orchestrator.execution import worker as trial

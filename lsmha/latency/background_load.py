@@ -11,7 +11,7 @@ _SHORTEST_S = 0.2
 """The kernel counts in hundredths of a second: over less than this they say nothing."""
 
 
-class ForeignLoad:
+class BackgroundLoad:
     """Work of other processes since the last reading.
 
     In a virtual machine that includes what its host gave to others. Nothing is known where there is no /proc/stat.
@@ -26,8 +26,8 @@ class ForeignLoad:
         (began, busy_before, own_before), (ended, busy, own) = before, self._last
         if busy is None or busy_before is None or ended - began < _SHORTEST_S:
             return None
-        foreign = (busy - busy_before) - (own - own_before)
-        return min(1.0, max(0.0, foreign / ((ended - began) * (os.cpu_count() or 1))))
+        background = (busy - busy_before) - (own - own_before)
+        return min(1.0, max(0.0, background / ((ended - began) * (os.cpu_count() or 1))))
 
     def _now(self) -> tuple[float, float | None, float]:
         return time.perf_counter(), _busy_s(), time.process_time()

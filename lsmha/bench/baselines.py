@@ -14,25 +14,22 @@ from torch.utils.data import Dataset as TorchDataset
 
 from lsmha.config import ModelConfig
 from lsmha.data import Dataset, LabeledImages
+from lsmha.errors import MissingBaselineError
 
 TIMM_WORKERS = 4
 """Processes that load images, by default of timm's training script; here no more than there are cores."""
-
-
-class MissingPeerError(ImportError):
-    """A package to compare with is not installed; the message is one line that says how to get it."""
 
 
 def vit_pytorch_cct(config: ModelConfig) -> nn.Module:
     """The same network by vit-pytorch, which has the published structure, `norm1` on the residual stream included.
 
     Raises:
-        MissingPeerError: vit-pytorch is not installed.
+        MissingBaselineError: vit-pytorch is not installed.
         ValueError: The network has conv blocks, which vit-pytorch does not know.
     """
     if config.num_conv_blocks:
         raise ValueError(f"num_conv_blocks must be 0 for vit-pytorch, but got {config.num_conv_blocks}")
-    model = _peer("vit_pytorch.cct", "vit-pytorch").CCT(
+    model = _baseline("vit_pytorch.cct", "vit-pytorch").CCT(
         img_size=config.img_size,
         n_input_channels=config.in_channels,
         embedding_dim=config.embed_dim,
@@ -55,7 +52,7 @@ class _Pictures(TorchDataset[tuple[Any, int]]):
     """Images as a folder of files would give them, decoded; `transform` is for timm to set."""
 
     def __init__(self, images: LabeledImages) -> None:
-        self._pictures = [Image.fromarray(one.permute(1, 2, 0).numpy()) for one in images.images]
+        self._pictures = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images.images]
         self._labels = images.labels.tolist()
         self.transform: Callable[[Any], Any] = lambda picture: picture
 
@@ -71,9 +68,9 @@ def timm_loader(dataset: Dataset, *, batch_size: int, device: torch.device) -> I
     and on a GPU its prefetcher.
 
     Raises:
-        MissingPeerError: timm is not installed.
+        MissingBaselineError: timm is not installed.
     """
-    loader = _peer("timm.data", "timm").create_loader(
+    loader = _baseline("timm.data", "timm").create_loader(
         _Pictures(dataset.train),
         input_size=tuple(dataset.train.images.shape[1:]),
         batch_size=batch_size,
@@ -93,14 +90,14 @@ def timm_adamw(network: nn.Module, *, learning_rate: float, weight_decay: float)
     """AdamW as timm's training script makes it.
 
     Raises:
-        MissingPeerError: timm is not installed.
+        MissingBaselineError: timm is not installed.
     """
-    make = _peer("timm.optim", "timm").create_optimizer_v2
+    make = _baseline("timm.optim", "timm").create_optimizer_v2
     return cast(torch.optim.Optimizer, make(network, opt="adamw", lr=learning_rate, weight_decay=weight_decay))
 
 
-def _peer(module: str, package: str) -> Any:
+def _baseline(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise MissingPeerError(f"{package} is not installed: pip install {package}") from None
+        raise MissingBaselineError(f"{package} is not installed: pip install {package}") from None

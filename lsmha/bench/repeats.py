@@ -1,4 +1,4 @@
-"""Ways to do the same that take turns: what disturbs one of them disturbs the others."""
+"""Candidates that are measured by turns, again and again: what disturbs one of them disturbs the others."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ class Spread:
         return f"{self.median:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
 
-def in_turns(
-    ways: Mapping[Name, Callable[[], float]], turns: int, *, on_turn: Callable[[int, Name], None] = lambda *_: None
+def interleaved(
+    candidates: Mapping[Name, Callable[[], float]],
+    repeats: int,
+    *,
+    on_repeat: Callable[[int, Name], None] = lambda *_: None,
 ) -> dict[Name, list[float]]:
-    """What each way returned in each turn, such as seconds.
+    """What each candidate returned in each repeat, such as seconds.
 
-    `on_turn` is called before each measurement, with the turn (from 0) and the way.
+    `on_repeat` is called before each measurement, with the repeat (from 0) and the candidate.
     """
-    results: dict[Name, list[float]] = {name: [] for name in ways}
-    for turn in range(turns):
-        for name, measure in ways.items():
-            on_turn(turn, name)
+    results: dict[Name, list[float]] = {name: [] for name in candidates}
+    for repeat in range(repeats):
+        for name, measure in candidates.items():
+            on_repeat(repeat, name)
             results[name].append(measure())
     return results
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Ratios of two ways, turn by turn."""
+    """Ratios of two candidates, repeat by repeat."""
     return Spread.of([above / below for above, below in zip(numerators, denominators, strict=True)])

@@ -19,10 +19,11 @@ import torch
 from lsmha.bench.loops import LoopName, build_loop
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
+from lsmha.errors import SubjectError
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Subject:
     """What trains in such a process."""
 
     loop: LoopName
@@ -34,24 +35,20 @@ class Contestant:
     """Whether the process starts with the environment that this project's workers have."""
 
 
-class ContestantError(RuntimeError):
-    """The process ended instead of training; the message is its last words."""
-
-
-class ContestantProcess:
+class SubjectProcess:
     """The process, idle until it is told to run; made by `started`, or, to be `warm_up`ed beside others, as it is."""
 
-    def __init__(self, contestant: Contestant, *, run_s: float) -> None:
+    def __init__(self, subject: Subject, *, run_s: float) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in ALLOCATOR_ENVIRONMENT}
-        if contestant.tuned:
+        if subject.tuned:
             environment |= ALLOCATOR_ENVIRONMENT
         # What goes by the name of this package in the working folder is not to be run.
         environment["PYTHONSAFEPATH"] = "1"
         task = {
-            "loop": contestant.loop,
-            "model": contestant.model.model_dump_json(),
-            "train": contestant.train.model_dump_json(),
-            "device": contestant.device,
+            "loop": subject.loop,
+            "model": subject.model.model_dump_json(),
+            "train": subject.train.model_dump_json(),
+            "device": subject.device,
             "run_s": run_s,
         }
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - it lives as long as the process
@@ -101,19 +98,19 @@ class ContestantProcess:
             self.process.wait()
             self._errors.seek(0)
             last_words = (self._errors.read().strip().splitlines() or ["nothing was said"])[-1]
-            raise ContestantError(f"a process that was to train ended: {last_words}")
+            raise SubjectError(f"a process that was to train ended: {last_words}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
 
 @contextmanager
-def started(contestant: Contestant, *, run_s: float) -> Iterator[ContestantProcess]:
-    """The contestant's process, warmed up; a run of it takes about `run_s` seconds, and at least one step.
+def started(subject: Subject, *, run_s: float) -> Iterator[SubjectProcess]:
+    """The subject's process, warmed up; a run of it takes about `run_s` seconds, and at least one step.
 
     Raises:
-        ContestantError: It could not train; likewise from the methods of what is yielded.
+        SubjectError: It could not train; likewise from the methods of what is yielded.
     """
-    running = ContestantProcess(contestant, run_s=run_s)
+    running = SubjectProcess(subject, run_s=run_s)
     try:
         running.warm_up()
         yield running
@@ -121,7 +118,7 @@ def started(contestant: Contestant, *, run_s: float) -> Iterator[ContestantProce
         running.kill()
 
 
-def together(processes: Sequence[ContestantProcess]) -> list[float]:
+def together(processes: Sequence[SubjectProcess]) -> list[float]:
     """Let all train for one run at the same time; returns their images/s."""
     for process in processes:
         process.start()
