@@ -48,7 +48,8 @@ def prepare_only(trainer: Trainer, device: torch.device) -> float:
     """Seconds to prepare the batches of an epoch."""
 
     def prepare() -> None:
-        for _ in trainer._inputs():
+        state = trainer.state
+        for _ in trainer.batches.of_epoch(seed=state.config.seed, epoch=state.epoch + 1, ranks=state.ranks):
             pass
 
     return seconds_of(prepare, device)

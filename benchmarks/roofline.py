@@ -63,7 +63,7 @@ class Step:
 
 def saved_bytes(trainer: Trainer) -> int:
     """Bytes of distinct storage that autograd keeps of a step, parameters left out."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.parameters()}
+    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.state.model.parameters()}
     kept: dict[int, int] = {}
     alive = []
 
@@ -74,10 +74,10 @@ def saved_bytes(trainer: Trainer) -> int:
             alive.append(tensor)  # or its place could be another one's
         return tensor
 
-    inputs, targets = next(trainer._inputs())
+    inputs, targets = next(trainer.batches.of_epoch(seed=0, epoch=1, ranks=trainer.state.ranks))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        with torch.autocast(trainer.device.type, dtype=torch.bfloat16, enabled=trainer.autocast_bf16):
-            logits = trainer.model.train()(inputs)
+        with torch.autocast(trainer.state.device.type, dtype=torch.bfloat16, enabled=trainer.state.autocast_bf16):
+            logits = trainer.state.model.train()(inputs)
         F.cross_entropy(logits.float(), targets)
     return sum(kept.values())
 
@@ -87,7 +87,7 @@ def measure(variant: str, num_heads: int, *, batch_size: int, repeats: int, devi
     recipe = TrainConfig(epochs=1_000_000, batch_size=batch_size)
     dataset = random_dataset(train=batch_size, num_classes=model.num_classes)
     trainer = Trainer(model, recipe, dataset, device=device)
-    dtype = torch.bfloat16 if trainer.autocast_bf16 else torch.float32
+    dtype = torch.bfloat16 if trainer.state.autocast_bf16 else torch.float32
     size = 8192 if device.type == "cuda" else 2048
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.zeros(256 * 2**20, dtype=torch.uint8, device=device)
@@ -107,8 +107,8 @@ def measure(variant: str, num_heads: int, *, batch_size: int, repeats: int, devi
     return Step(
         variant=variant,
         num_heads=num_heads,
-        precision=trainer.plan.precision,
-        attention=trainer.plan.attention.training,
+        precision=trainer.state.plan.precision,
+        attention=trainer.state.plan.attention.training,
         gigaoperations=operations / 1e9,
         saved_mib=saved / 2**20,
         gigaoperations_per_s=operations_per_s / 1e9,

@@ -64,7 +64,7 @@ def measure(variant: str, batch_size: int, seeds: int, *, steps: int, repeats: i
         variant=variant,
         batch_size=batch_size,
         seeds=seeds,
-        precision=stack.trainers[0].plan.precision,
+        precision=stack.states[0].plan.precision,
         together=Spread.of(speeds["together"]),
         one_by_one=Spread.of(speeds["one by one"]),
         ratio=ratios(speeds["together"], speeds["one by one"]),
@@ -105,8 +105,8 @@ def main() -> None:
     ]  # fmt: skip
     report = Report(
         title="Seeds trained together",
-        protocol=f"{options.seeds} seeds, no dropout on attention weights, medians of {options.repeats} repeats (lowest "
-        "to highest) of so many steps each: " + str(options.steps) + ".",
+        protocol=f"{options.seeds} seeds, no attention dropout, medians of {options.repeats} repeats (lowest to "
+        "highest) of so many steps each: " + str(options.steps) + ".",
         command=f"python benchmarks/stacked_seeds.py --seeds {options.seeds} "
         f"--batch-sizes {' '.join(map(str, options.batch_sizes))} --steps {options.steps} --repeats {options.repeats}",
         tables=[Table(header, rows)],

@@ -72,7 +72,7 @@ def measure(variant: str, *, batch_size: int, steps: int, repeats: int, device: 
             ModeSpeed(
                 variant=variant,
                 mode=mode,
-                precision=trainers[mode].plan.precision,
+                precision=trainers[mode].state.plan.precision,
                 preparation_s=preparation_s,
                 images_per_s=speed,
                 ratio=ratio,

@@ -208,11 +208,11 @@ def _stamp_steps_once(folder: str) -> Callable[[str, str], None]:
 
 
 def _work_in_train(settings: dict[str, Any]) -> None:
-    def report(trainer: Any, metrics: Any) -> None:
+    def report(state: Any, metrics: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
-            if trainer.rank == 0:
-                trainer.save(Path(folder) / "state.pt")
+            if state.ranks.leads:
+                state.save(Path(folder) / "state.pt")
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics.asdict(), checkpoint=checkpoint)
 
@@ -233,9 +233,9 @@ def _train_in_tune(config: dict[str, Any], *, storage: str, workers: int, gpus: 
 
 
 def _work_in_tune(config: dict[str, Any], *, gpus: float) -> None:
-    def report(trainer: Any, metrics: Any) -> None:
+    def report(state: Any, metrics: Any) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            trainer.save(Path(folder) / "state.pt")
+            state.save(Path(folder) / "state.pt")
             tune.report(metrics.asdict(), checkpoint=tune.Checkpoint.from_directory(folder))
 
     _loop(config["job"], torch.device("cuda" if gpus else "cpu"), report)

@@ -41,7 +41,7 @@ class LsmhaLoop:
         )
         self._trainer = Trainer(model, recipe, dataset, device=device)
         self._images = train.batch_size * steps
-        self.num_params = _count(self._trainer.model)
+        self.num_params = _count(self._trainer.state.model)
 
     def run(self) -> float:
         return self._images / self._trainer.run_epoch().images_per_s

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from lsmha.config import TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import CCT
-from lsmha.training import EpochMetrics, Trainer, evaluate, train
+from lsmha.training import EpochMetrics, TrainState, evaluate, train
 
 
 class WeightMask(nn.Module):
@@ -90,7 +90,7 @@ def retrain(
     dataset: Dataset,
     *,
     device: torch.device,
-    on_epoch_end: Callable[[Trainer, EpochMetrics], None] | None = None,
+    on_epoch_end: Callable[[TrainState, EpochMetrics], None] | None = None,
 ) -> PrunedResult:
     """Mask a copy of a trained network and train it on, with the masks applied at every step.
 
@@ -100,7 +100,7 @@ def retrain(
         train_config: Recipe of the retraining; with a moving average, that is what is evaluated and returned.
         dataset: Its test images are not looked at.
         device: Where to train.
-        on_epoch_end: As for `lsmha.training.train`; the trainer's model is the masked one.
+        on_epoch_end: As for `lsmha.training.train`; the state's model is the masked one.
 
     Raises:
         ValueError: The masks do not fit the network, or the recipe does not fit the data.
@@ -109,8 +109,8 @@ def retrain(
     masked = copy.deepcopy(model)
     apply_masks(masked, masks)
     masked_accuracy = evaluate(masked.to(device), dataset.val, dataset, device=device).accuracy
-    trainer = train(model.config, train_config, dataset, device=device, on_epoch_end=on_epoch_end, model=masked)
-    pruned = remove_masks(trainer.evaluated_model).eval()
+    trained = train(model.config, train_config, dataset, device=device, on_epoch_end=on_epoch_end, model=masked)
+    pruned = remove_masks(trained.evaluated_model).eval()
     return PrunedResult(pruned, evaluate(pruned, dataset.val, dataset, device=device).accuracy, masked_accuracy)
 
 

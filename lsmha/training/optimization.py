@@ -49,3 +49,18 @@ def learning_rate_at(step: int, *, total_steps: int, steps_per_epoch: int, confi
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def epoch_learning_rates(epoch: int, *, steps_per_epoch: int, config: TrainConfig) -> list[float]:
+    """Learning rates of the steps of an epoch, which counts from 1."""
+    first, total = (epoch - 1) * steps_per_epoch, config.epochs * steps_per_epoch
+    return [
+        learning_rate_at(step, total_steps=total, steps_per_epoch=steps_per_epoch, config=config)
+        for step in range(first, first + steps_per_epoch)
+    ]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Let the optimizer's next steps have this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate

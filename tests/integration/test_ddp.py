@@ -15,7 +15,7 @@ import torch.distributed as dist
 from tiny_data import ALL_AUGMENTATION, tiny_dataset, tiny_model, tiny_recipe, without_timings
 
 from lsmha.config import ModelConfig, TrainConfig
-from lsmha.training import EpochMetrics, Trainer, predict_logits, train
+from lsmha.training import EpochMetrics, TrainState, predict_logits, train
 
 CPU = torch.device("cpu")
 
@@ -55,13 +55,13 @@ class Outcome(NamedTuple):
 Runs = dict[str, dict[str, Outcome]]
 
 
-def _outcome(trainer: Trainer) -> Outcome:
-    dataset = trainer.dataset
+def _outcome(trained: TrainState) -> Outcome:
+    dataset = trained.dataset
     return Outcome(
-        {name: parameter.detach().numpy() for name, parameter in trainer.model.named_parameters()},
-        {name: value.detach().numpy() for name, value in trainer.evaluated_model.state_dict().items()},
-        without_timings(trainer.history),
-        predict_logits(trainer.evaluated_model, dataset.val.images, dataset, device=CPU).numpy(),
+        {name: parameter.detach().numpy() for name, parameter in trained.model.named_parameters()},
+        {name: value.detach().numpy() for name, value in trained.evaluated_model.state_dict().items()},
+        without_timings(trained.history),
+        predict_logits(trained.evaluated_model, dataset.val.images, dataset, device=CPU).numpy(),
     )
 
 
@@ -70,7 +70,7 @@ def _run_cases(rank: int, world_size: int, folder: Path) -> dict[str, Outcome]:
     torch.set_num_threads(1)
     dataset = tiny_dataset()
     if world_size == 1:
-        untrained = Trainer(*CASES["sgd"], dataset, device=CPU)
+        untrained = TrainState(*CASES["sgd"], dataset, device=CPU)
         return {"untrained": _outcome(untrained)} | {
             name: _outcome(train(*case, dataset, device=CPU)) for name, case in CASES.items()
         }
@@ -85,10 +85,10 @@ def _run_cases(rank: int, world_size: int, folder: Path) -> dict[str, Outcome]:
         dist.destroy_process_group()
 
 
-def _train_with_interruption(checkpoint: Path) -> Trainer:
-    def save_and_stop(trainer: Trainer, metrics: EpochMetrics) -> None:
-        if trainer.rank == 0:
-            trainer.save(checkpoint)
+def _train_with_interruption(checkpoint: Path) -> TrainState:
+    def save_and_stop(state: TrainState, metrics: EpochMetrics) -> None:
+        if state.ranks.leads:
+            state.save(checkpoint)
         raise Interrupted
 
     try:

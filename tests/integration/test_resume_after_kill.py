@@ -19,7 +19,7 @@ from tiny_data import (
     without_timings,
 )
 
-from lsmha.training import EpochMetrics, Trainer, train
+from lsmha.training import EpochMetrics, TrainState, train
 from lsmha.training.checkpoints import load_state
 
 CPU = torch.device("cpu")
@@ -59,16 +59,16 @@ def _train_until_killed(checkpoint: Path, moment: str) -> None:
     """Child process: trains, saving after each epoch, and dies at that moment with one more epoch on disk."""
     torch.set_num_threads(1)
 
-    def on_epoch_end(trainer: Trainer, metrics: EpochMetrics) -> None:
+    def on_epoch_end(state: TrainState, metrics: EpochMetrics) -> None:
         if moment == "while saving" and metrics.epoch == 2:
             Path.write_bytes = _write_half_and_die
         if moment == "between the two renames" and metrics.epoch == 2:
             os.replace = _rename_and_die
-        trainer.save(checkpoint)
+        state.save(checkpoint)
         if moment == "after saving":
             _kill_this_process()
         if moment == "between two steps":
-            trainer.optimizer.register_step_post_hook(lambda *_: _kill_this_process())
+            state.optimizer.register_step_post_hook(lambda *_: _kill_this_process())
 
     train(
         MODEL,

@@ -15,7 +15,7 @@ from lsmha.devices import compute_plan
 from lsmha.devices.compute_plan import ComputePlan, fastest, fastest_inference, plan_training
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
-from lsmha.training import Trainer, train
+from lsmha.training import Trainer, TrainState, train
 
 CPU = torch.device("cpu")
 KERNELS = get_args(AttentionKernel)
@@ -150,19 +150,19 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe = tiny_recipe(precision="auto", epochs=2, ema_decay=0.9)
     first = ComputePlan("bf16", AttentionKernels("sdpa-padded", "materialized"))
     second = ComputePlan("fp32", AttentionKernels("materialized", "sdpa"))
-    monkeypatch.setattr("lsmha.training.trainer.plan_training", lambda *_, device: first)
+    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, device: first)
     begun = Trainer(model, recipe, dataset, device=CPU)
     begun.run_epoch()
-    begun.save(tmp_path / "run.pt")
+    begun.state.save(tmp_path / "run.pt")
     begun.run_epoch()
-    monkeypatch.setattr("lsmha.training.trainer.plan_training", lambda *_, device: second)
-    assert Trainer(model, recipe, dataset, device=CPU).plan == second
+    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, device: second)
+    assert TrainState(model, recipe, dataset, device=CPU).plan == second
     ended = train(model, recipe, dataset, device=CPU, resume_from=tmp_path / "run.pt")
     assert ended.plan == first
     for network in (ended.model, ended.evaluated_model):
         assert _kernels_of(network) == {first.attention}
-    assert ended.history[-1].train_loss == begun.history[-1].train_loss
-    assert ended.history[-1].val_loss == begun.history[-1].val_loss
+    assert ended.history[-1].train_loss == begun.state.history[-1].train_loss
+    assert ended.history[-1].val_loss == begun.state.history[-1].val_loss
 
 
 def _kernels_of(network: CCT) -> set[AttentionKernels | None]:

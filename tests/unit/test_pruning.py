@@ -29,7 +29,7 @@ from lsmha.pruning import (
     remove_masks,
     retrain,
 )
-from lsmha.training import EpochMetrics, Trainer, evaluate, train
+from lsmha.training import EpochMetrics, Trainer, TrainState, evaluate, train
 from lsmha.training.saved import load_model, save_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -415,14 +415,14 @@ def test_masked_weights_stay_zero_and_the_others_learn(network: str, recipe: dic
     masks = _masks(config, density=0.5)
     steps = []
 
-    def check_steps_of_the_second_epoch(trainer: Trainer, metrics: EpochMetrics) -> None:
+    def check_steps_of_the_second_epoch(state: TrainState, metrics: EpochMetrics) -> None:
         def check(*_: Any) -> None:
-            plain = remove_masks(trainer.model)
+            plain = remove_masks(state.model)
             assert not any(plain.get_parameter(name)[~mask].any() for name, mask in masks.items())
             steps.append(metrics.epoch)
 
         if metrics.epoch == 1:
-            trainer.optimizer.register_step_post_hook(check)
+            state.optimizer.register_step_post_hook(check)
 
     recipe = {"epochs": 2, **recipe}
     result = retrain(
@@ -471,7 +471,7 @@ def test_decay_reaches_the_same_parameters_with_masks(tiny: Dataset) -> None:
         model = create_model(HYBRID)
         if masked:
             apply_masks(model, _masks(HYBRID))
-        groups = Trainer(HYBRID, tiny_recipe(), tiny, device=CPU, model=model).optimizer.param_groups
+        groups = TrainState(HYBRID, tiny_recipe(), tiny, device=CPU, model=model).optimizer.param_groups
         shapes.append([sorted(tuple(parameter.shape) for parameter in group["params"]) for group in groups])
     assert shapes[0] == shapes[1]
 
@@ -486,9 +486,9 @@ def test_masked_run_goes_on_from_its_checkpoint_with_its_masks(tiny: Dataset, tm
         apply_masks(model, kept)
         return model
 
-    def save_first(trainer: Trainer, metrics: EpochMetrics) -> None:
+    def save_first(state: TrainState, metrics: EpochMetrics) -> None:
         if metrics.epoch == 1:
-            trainer.save(checkpoint)
+            state.save(checkpoint)
 
     whole = train(LATE_HYBRID, recipe, tiny, device=CPU, model=masked(masks), on_epoch_end=save_first)
     everything = {name: torch.ones_like(mask) for name, mask in masks.items()}
@@ -505,8 +505,8 @@ def test_training_takes_the_given_model_over(tiny: Dataset) -> None:
     model = create_model(HYBRID).eval()
     start = copy.deepcopy(model.state_dict())
     trainer = Trainer(HYBRID, tiny_recipe(), tiny, device=CPU, model=model)
-    assert trainer.model is model
-    assert_same_bits(dict(trainer.model.state_dict()), dict(start))
+    assert trainer.state.model is model
+    assert_same_bits(dict(trainer.state.model.state_dict()), dict(start))
     trainer.run_epoch()
     assert not torch.equal(model.state_dict()["head.weight"], start["head.weight"])
 
@@ -514,7 +514,7 @@ def test_training_takes_the_given_model_over(tiny: Dataset) -> None:
 def test_run_from_its_own_initial_weights_is_the_run_without_a_model(tiny: Dataset) -> None:
     config = tiny_model(drop_path=0.3, attn_drop=0.3, depth=3, num_conv_blocks=1)
     recipe = tiny_recipe(epochs=2, seed=3)
-    initial = Trainer(config, recipe, tiny, device=CPU).model
+    initial = TrainState(config, recipe, tiny, device=CPU).model
     given = train(config, recipe, tiny, device=CPU, model=initial)
     fresh = train(config, recipe, tiny, device=CPU)
     assert without_timings(given.history) == without_timings(fresh.history)

@@ -16,7 +16,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.errors import DamagedFileError
 from lsmha.models import CCT
-from lsmha.training import Trainer, predict_logits, train
+from lsmha.training import TrainState, predict_logits, train
 from lsmha.training.logits import load_logits, logits_path, save_logits
 from lsmha.training.saved import load_checkpoint, load_model, save_model
 
@@ -39,11 +39,11 @@ CPU = torch.device("cpu")
 def test_loaded_model_gives_exactly_the_same_logits(
     settings: dict[str, Any], ema_decay: float | None, tiny: Dataset, tmp_path: Path
 ) -> None:
-    trainer = train(
+    trained = train(
         tiny_model(drop_path=0.2, attn_drop=0.2, **settings), tiny_recipe(ema_decay=ema_decay), tiny, device=CPU
     )
-    model = trainer.evaluated_model
-    save_model(model, tmp_path / "model", dataset=tiny, train_config=trainer.config)
+    model = trained.evaluated_model
+    save_model(model, tmp_path / "model", dataset=tiny, train_config=trained.config)
     loaded = load_model(tmp_path / "model")
     assert not loaded.training
     assert loaded.config == model.config
@@ -57,8 +57,8 @@ def test_loaded_model_gives_exactly_the_same_logits(
 
 def test_config_says_how_to_build_train_and_feed(tiny: Dataset, tmp_path: Path) -> None:
     recipe = tiny_recipe(augment=ALL_AUGMENTATION, ema_decay=0.5)
-    trainer = Trainer(tiny_model(), recipe, tiny, device=CPU)
-    save_model(trainer.evaluated_model, tmp_path, dataset=tiny, train_config=recipe)
+    state = TrainState(tiny_model(), recipe, tiny, device=CPU)
+    save_model(state.evaluated_model, tmp_path, dataset=tiny, train_config=recipe)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
     text = (tmp_path / "config.json").read_text(encoding="utf-8")
     assert text.endswith("}\n")

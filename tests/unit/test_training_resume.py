@@ -19,8 +19,9 @@ from lsmha.config import AugmentConfig, ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.errors import DamagedFileError
 from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, write_checked
-from lsmha.training import EpochMetrics, Trainer, train
+from lsmha.training import EpochMetrics, Trainer, TrainState, train
 from lsmha.training.checkpoints import checkpoint_files, load_state, save_state
+from lsmha.training.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,11 +36,11 @@ class Interrupted(Exception):
 
 def _train_with_interruptions(
     model_config: ModelConfig, train_config: TrainConfig, dataset: Dataset, checkpoint: Path
-) -> tuple[Trainer, int]:
+) -> tuple[TrainState, int]:
     """Train, stopping after each epoch but the last and going on from its checkpoint; the number of interruptions."""
 
-    def save_and_stop(trainer: Trainer, metrics: EpochMetrics) -> None:
-        trainer.save(checkpoint)
+    def save_and_stop(state: TrainState, metrics: EpochMetrics) -> None:
+        state.save(checkpoint)
         if metrics.epoch < train_config.epochs:
             raise Interrupted
 
@@ -50,7 +51,7 @@ def _train_with_interruptions(
         np.random.seed(interruptions)
         torch.manual_seed(interruptions)
         try:
-            trainer = train(
+            trained = train(
                 model_config,
                 train_config,
                 dataset,
@@ -61,19 +62,19 @@ def _train_with_interruptions(
         except Interrupted:
             interruptions += 1
         else:
-            return trainer, interruptions
+            return trained, interruptions
 
 
-def _assert_same_run(trainer: Trainer, other: Trainer, folder: Path) -> None:
+def _assert_same_run(trained: TrainState, other: TrainState, folder: Path) -> None:
     states = []
-    for index, run in enumerate((trainer, other)):
+    for index, run in enumerate((trained, other)):
         run.save(folder / f"{index}.pt")
         states.append(load_state(folder / f"{index}.pt", map_location=CPU).state)
-    assert without_timings(trainer.history) == without_timings(other.history)
+    assert without_timings(trained.history) == without_timings(other.history)
     for state in states:
         del state["history"]
     assert_same_bits(*states)
-    assert_same_bits(trainer.evaluated_model.state_dict(), other.evaluated_model.state_dict())
+    assert_same_bits(trained.evaluated_model.state_dict(), other.evaluated_model.state_dict())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -122,10 +123,10 @@ def test_each_epoch_and_each_rank_draws_anew(settings: dict[str, Any], tiny: Dat
     for rank in (0, 1):
         recipe = tiny_recipe(epochs=2, learning_rate=1e-30, augment=settings.get("augment", AugmentConfig()))
         trainer = Trainer(tiny_model(**settings.get("model", {})), recipe, tiny, device=CPU)
-        trainer.rank = rank
-        trainer._batches = lambda: torch.arange(48).view(3, 16)  # type: ignore[method-assign]
+        trainer.state.ranks = Ranks(rank)
+        trainer.batches.indices = lambda **_: torch.arange(48).view(3, 16)  # type: ignore[method-assign]
         losses += [trainer.run_epoch().train_loss, trainer.run_epoch().train_loss]
-        assert trainer.history[0].val_loss == trainer.history[1].val_loss
+        assert trainer.state.history[0].val_loss == trainer.state.history[1].val_loss
     assert len(set(losses)) == 4
 
 
@@ -134,7 +135,7 @@ def test_finished_run_resumes_to_itself(tiny: Dataset, tmp_path: Path) -> None:
     whole = train(tiny_model(), recipe, tiny, device=CPU)
     whole.save(tmp_path / "run.pt")
 
-    def no_more_epochs(trainer: Trainer, metrics: EpochMetrics) -> None:
+    def no_more_epochs(state: TrainState, metrics: EpochMetrics) -> None:
         raise AssertionError(f"epoch {metrics.epoch} was trained again")
 
     again = train(tiny_model(), recipe, tiny, device=CPU, on_epoch_end=no_more_epochs, resume_from=tmp_path / "run.pt")
@@ -147,9 +148,7 @@ def test_saving_is_repeatable_and_leaves_the_run_alone(tiny: Dataset, tmp_path: 
     silent = train(tiny_model(), recipe, tiny, device=CPU)
     folder = tmp_path / "saved"
     folder.mkdir()
-    saving = train(
-        tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda trainer, _: trainer.save(folder / "x.pt")
-    )
+    saving = train(tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda state, _: state.save(folder / "x.pt"))
     _assert_same_run(silent, saving, tmp_path)
     assert sorted(path.name for path in folder.iterdir()) == ["x.previous.pt", "x.pt"]
 
@@ -173,14 +172,14 @@ def test_checkpoint_of_another_run_is_refused(
     model_settings: dict[str, Any], recipe_settings: dict[str, Any], tiny: Dataset, tmp_path: Path
 ) -> None:
     checkpoint = tmp_path / "other.pt"
-    Trainer(tiny_model(), tiny_recipe(epochs=2), tiny, device=CPU).save(checkpoint)
+    TrainState(tiny_model(), tiny_recipe(epochs=2), tiny, device=CPU).save(checkpoint)
     settings = {"epochs": 2, **recipe_settings}
-    trainer = Trainer(tiny_model(**model_settings), tiny_recipe(**settings), tiny, device=CPU)
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    state = TrainState(tiny_model(**model_settings), tiny_recipe(**settings), tiny, device=CPU)
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
     with pytest.raises(ValueError, match="other run") as raised:
-        trainer.load(checkpoint)
+        state.load(checkpoint)
     assert str(checkpoint) in str(raised.value)
-    assert_same_bits(before, dict(trainer.model.state_dict()))
+    assert_same_bits(before, dict(state.model.state_dict()))
     with pytest.raises(ValueError, match="other run"):
         train(tiny_model(**model_settings), tiny_recipe(**settings), tiny, device=CPU, resume_from=checkpoint)
 
@@ -197,8 +196,8 @@ class Payload:
 
 @pytest.mark.parametrize("container", ["zip", "plain pickle"])
 def test_checkpoint_cannot_run_code(container: str, tiny: Dataset, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_model(), tiny_recipe(), tiny, device=CPU)
-    trainer.save(tmp_path / "good.pt")
+    run = TrainState(tiny_model(), tiny_recipe(), tiny, device=CPU)
+    run.save(tmp_path / "good.pt")
     state = load_state(tmp_path / "good.pt", map_location=CPU).state
     evil, proof = tmp_path / "evil.pt", tmp_path / "executed"
     state["model"] = Payload(proof)
@@ -209,7 +208,7 @@ def test_checkpoint_cannot_run_code(container: str, tiny: Dataset, tmp_path: Pat
         pickled = pickle.dumps({"recipe": "", "model": Payload(proof)}, protocol=2)
         write_checked(evil, f"{CHECKSUM_PLACEHOLDER}\n".encode() + pickled)
     with pytest.raises(pickle.UnpicklingError):
-        trainer.load(evil)
+        run.load(evil)
     assert not proof.exists()
     # The payload is live: an unguarded load runs it.
     content = io.BytesIO(evil.read_bytes().partition(b"\n")[2])
@@ -219,22 +218,22 @@ def test_checkpoint_cannot_run_code(container: str, tiny: Dataset, tmp_path: Pat
 
 @pytest.mark.parametrize("kept", [0, 100, 2000])
 def test_damaged_checkpoint_is_not_taken_for_a_run(kept: int, tiny: Dataset, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_model(), tiny_recipe(), tiny, device=CPU)
+    state = TrainState(tiny_model(), tiny_recipe(), tiny, device=CPU)
     checkpoint = tmp_path / "cut.pt"
-    trainer.save(checkpoint)
+    state.save(checkpoint)
     checkpoint.write_bytes(checkpoint.read_bytes()[:kept])
     with pytest.raises(DamagedFileError, match=re.escape(str(checkpoint))):
-        trainer.load(checkpoint)
-    assert (trainer.epoch, trainer.history) == (0, [])
+        state.load(checkpoint)
+    assert (state.epoch, state.history) == (0, [])
 
 
-def _save_each_epoch(checkpoint: Path, epochs: int, dataset: Dataset) -> Trainer:
+def _save_each_epoch(checkpoint: Path, epochs: int, dataset: Dataset) -> TrainState:
     return train(
         tiny_model(),
         tiny_recipe(epochs=epochs),
         dataset,
         device=CPU,
-        on_epoch_end=lambda trainer, _: trainer.save(checkpoint),
+        on_epoch_end=lambda state, _: state.save(checkpoint),
     )
 
 

@@ -64,15 +64,15 @@ def test_a_seed_goes_on_alone_and_in_the_stack(tiny: Dataset, tmp_path: Path) ->
     begun = StackedTrainer(model, recipe, SEEDS, tiny, device=CPU)
     _epochs(begun, 1)
     files = [tmp_path / f"{seed}.pt" for seed in SEEDS]
-    for trainer, file in zip(begun.trainers, files, strict=True):
-        trainer.save(file)
+    for state, file in zip(begun.states, files, strict=True):
+        state.save(file)
     again = StackedTrainer(model, recipe, SEEDS, tiny, device=CPU)
     assert again.resume(files)
     for found, other in zip(_epochs(again, 2), expected, strict=True):
         assert [one.train_loss for one in found] == [one.train_loss for one in other[1:]]
-    for one, same in zip(again.trainers, whole.trainers, strict=True):
-        assert_same_bits(one.model.state_dict(), same.model.state_dict())
-        assert_same_bits(one.evaluated_model.state_dict(), same.evaluated_model.state_dict())
+    for state, same in zip(again.states, whole.states, strict=True):
+        assert_same_bits(state.model.state_dict(), same.model.state_dict())
+        assert_same_bits(state.evaluated_model.state_dict(), same.evaluated_model.state_dict())
     for seed, file, other in zip(SEEDS, files, expected, strict=True):
         alone = train(model, recipe.model_copy(update={"seed": seed}), tiny, device=CPU, resume_from=file)
         assert alone.history[-1].train_loss == pytest.approx(other[-1].train_loss, abs=1e-5)
@@ -87,19 +87,19 @@ def test_a_stack_goes_on_from_the_latest_common_epoch(tiny: Dataset, tmp_path: P
     files = [tmp_path / f"{seed}.pt" for seed in SEEDS]
     fresh = stack()
     assert fresh.resume(files)  # there is nothing: from the start
-    assert [trainer.epoch for trainer in fresh.trainers] == [0, 0, 0]
+    assert [state.epoch for state in fresh.states] == [0, 0, 0]
     for epoch in (1, 2, 3):
         fresh.run_epoch()
         for index in (0, 1, 2) if epoch < 3 else (1,):  # as if it had been killed in the third epoch
-            fresh.trainers[index].save(files[index])
+            fresh.states[index].save(files[index])
     again = stack()
     assert again.resume(files)
-    assert [trainer.epoch for trainer in again.trainers] == [2, 2, 2]
+    assert [state.epoch for state in again.states] == [2, 2, 2]
     damage: list[list[str]] = [[], [], []]
     files[0].write_bytes(b"torn")
     again = stack()
     assert not again.resume(files, on_damage=[lines.append for lines in damage])
-    assert [trainer.epoch for trainer in again.trainers] == [0, 0, 0]
+    assert [state.epoch for state in again.states] == [0, 0, 0]
     assert [len(lines) for lines in damage] == [1, 0, 0]
     assert str(files[0]) in damage[0][0]
 
@@ -108,10 +108,10 @@ def test_a_checkpoint_holds_one_seed(tiny: Dataset, tmp_path: Path) -> None:
     model = tiny_model()
     stack = StackedTrainer(model, tiny_recipe(), range(8), tiny, device=CPU)
     stack.run_epoch()
-    stack.trainers[0].save(tmp_path / "stacked.pt")
+    stack.states[0].save(tmp_path / "stacked.pt")
     alone = Trainer(model, tiny_recipe(), tiny, device=CPU)
     alone.run_epoch()
-    alone.save(tmp_path / "alone.pt")
+    alone.state.save(tmp_path / "alone.pt")
     sizes = [(tmp_path / f"{name}.pt").stat().st_size for name in ("stacked", "alone")]
     assert sizes[0] <= 1.1 * sizes[1]
 
@@ -131,9 +131,12 @@ def test_dropout_is_drawn_for_each_seed_apart(model: dict[str, Any], tiny: Datas
 
 
 def _same_weights_and_batches(stack: StackedTrainer) -> None:
-    first, second = stack.trainers
+    first, second = stack.states
     second.model.load_state_dict(first.model.state_dict())
-    second._batches = first._batches  # type: ignore[method-assign]
+    indices, seed = stack.batches.indices, first.config.seed
+    stack.batches.indices = lambda *, epoch, ranks, **_: indices(  # type: ignore[method-assign]
+        seed=seed, epoch=epoch, ranks=ranks
+    )
 
 
 def test_a_seed_that_diverges_leaves_the_others(tiny: Dataset) -> None:
@@ -142,7 +145,7 @@ def test_a_seed_that_diverges_leaves_the_others(tiny: Dataset) -> None:
     expected = _epochs(whole, 2)
     stack = StackedTrainer(tiny_model(), recipe, SEEDS, tiny, device=CPU)
     with torch.no_grad():
-        stack.trainers[1].model.head.weight[0, 0] = float("nan")
+        stack.states[1].model.head.weight[0, 0] = float("nan")
     for epoch in range(2):
         outcomes = stack.run_epoch()
         assert isinstance(outcomes[1], DivergenceError)

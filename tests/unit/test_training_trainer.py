@@ -19,6 +19,7 @@ from lsmha.data import Dataset, normalize
 from lsmha.errors import DivergenceError
 from lsmha.training import Trainer, evaluate, train
 from lsmha.training.optimization import learning_rate_at
+from lsmha.training.ranks import Ranks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,22 +37,22 @@ def _trainer(dataset: Dataset, *, model: dict[str, Any] | None = None, **recipe:
 @pytest.mark.parametrize("num_conv_blocks", [0, 1, 2])
 def test_learns_separable_images(optimizer: str, num_conv_blocks: int, tiny: Dataset) -> None:
     recipe = tiny_recipe(epochs=20, learning_rate=0.02 if optimizer == "adamw" else 0.1, optimizer=optimizer)
-    trainer = train(tiny_model(num_conv_blocks=num_conv_blocks), recipe, tiny, device=CPU)
-    assert trainer.history[-1].val_accuracy > 0.9
-    assert evaluate(trainer.evaluated_model, tiny.test, tiny, device=CPU).accuracy > 0.9
-    assert trainer.history[-1].train_loss < trainer.history[0].train_loss
+    trained = train(tiny_model(num_conv_blocks=num_conv_blocks), recipe, tiny, device=CPU)
+    assert trained.history[-1].val_accuracy > 0.9
+    assert evaluate(trained.evaluated_model, tiny.test, tiny, device=CPU).accuracy > 0.9
+    assert trained.history[-1].train_loss < trained.history[0].train_loss
 
 
 def test_history_holds_what_each_epoch_did(tiny: Dataset) -> None:
     recipe = tiny_recipe(epochs=3, warmup_epochs=1.0, learning_rate=0.02)
     seen = []
-    trainer = train(tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda _, metrics: seen.append(metrics))
-    assert seen == trainer.history
+    trained = train(tiny_model(), recipe, tiny, device=CPU, on_epoch_end=lambda _, metrics: seen.append(metrics))
+    assert seen == trained.history
     assert [metrics.epoch for metrics in seen] == [1, 2, 3]
     assert [metrics.learning_rate for metrics in seen] == [
         learning_rate_at(step, total_steps=9, steps_per_epoch=3, config=recipe) for step in (2, 5, 8)
     ]
-    assert (seen[-1].val_loss, seen[-1].val_accuracy) == evaluate(trainer.model, tiny.val, tiny, device=CPU)
+    assert (seen[-1].val_loss, seen[-1].val_accuracy) == evaluate(trained.model, tiny.val, tiny, device=CPU)
     assert all(metrics.seconds > 0 and metrics.images_per_s > 0 for metrics in seen)
 
 
@@ -60,7 +61,7 @@ def test_train_loss_is_the_smoothed_cross_entropy_written_out(label_smoothing: f
     # One step: the loss is that of the initial weights on the first batch.
     trainer = _trainer(tiny, batch_size=48, label_smoothing=label_smoothing)
     with torch.no_grad():
-        log_probabilities = trainer.model(normalize(tiny.train.images, tiny.mean, tiny.std)).log_softmax(dim=1)
+        log_probabilities = trainer.state.model(normalize(tiny.train.images, tiny.mean, tiny.std)).log_softmax(dim=1)
     targets = F.one_hot(tiny.train.labels, 3) * (1 - label_smoothing) + label_smoothing / 3
     expected = -(targets * log_probabilities).sum(dim=1).mean().item()
     assert trainer.run_epoch().train_loss == pytest.approx(expected, rel=1e-5)
@@ -69,11 +70,12 @@ def test_train_loss_is_the_smoothed_cross_entropy_written_out(label_smoothing: f
 def test_steps_are_those_of_plain_sgd_written_out(tiny: Dataset) -> None:
     settings: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.1, "learning_rate": 0.05}
     trainer, reference = _trainer(tiny, **settings), _trainer(tiny, **settings)
-    weights = {name: value for name, value in reference.model.named_parameters() if value.requires_grad}
-    decayed = {id(parameter) for parameter in reference.optimizer.param_groups[0]["params"]}
-    for step, batch in enumerate(reference._batches()):
+    model, order = reference.state.model, {"seed": 0, "epoch": 1, "ranks": reference.state.ranks}
+    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    decayed = {id(parameter) for parameter in reference.state.optimizer.param_groups[0]["params"]}
+    for step, batch in enumerate(reference.batches.indices(**order)):
         inputs = normalize(tiny.train.images[batch], tiny.mean, tiny.std)
-        loss = F.cross_entropy(reference.model.train()(inputs), tiny.train.labels[batch])
+        loss = F.cross_entropy(model.train()(inputs), tiny.train.labels[batch])
         gradients = torch.autograd.grad(loss, list(weights.values()))
         rate = 0.05 * (1 + np.cos(np.pi * step / 3)) / 2
         with torch.no_grad():
@@ -81,8 +83,8 @@ def test_steps_are_those_of_plain_sgd_written_out(tiny: Dataset) -> None:
                 decay = 0.1 if id(parameter) in decayed else 0.0
                 parameter -= rate * (gradient + decay * parameter)
     trainer.run_epoch()
-    expected = dict(reference.model.named_parameters())
-    for name, parameter in trainer.model.named_parameters():
+    expected = dict(model.named_parameters())
+    for name, parameter in trainer.state.model.named_parameters():
         torch.testing.assert_close(parameter, expected[name], atol=1e-7, rtol=1e-6)
 
 
@@ -95,10 +97,10 @@ def test_gradients_are_clipped_to_the_limit(tiny: Dataset) -> None:
         def note(
             optimizer: torch.optim.Optimizer, *_: Any, trainer: Trainer = trainer, out: list[float] = norms[limit]
         ) -> None:
-            gradients = [parameter.grad for parameter in trainer.model.parameters() if parameter.grad is not None]
+            gradients = [parameter.grad for parameter in trainer.state.model.parameters() if parameter.grad is not None]
             out.append(torch.cat([gradient.flatten() for gradient in gradients]).norm().item())
 
-        trainer.optimizer.register_step_pre_hook(note)
+        trainer.state.optimizer.register_step_pre_hook(note)
         trainer.run_epoch()
     assert len(norms[None]) == len(norms[0.05]) == 3
     assert min(norms[None]) > 0.05
@@ -109,12 +111,12 @@ def test_gradients_are_clipped_to_the_limit(tiny: Dataset) -> None:
 def test_moving_average_follows_its_formula(num_conv_blocks: int, tiny: Dataset) -> None:
     trainer = _trainer(tiny, model={"num_conv_blocks": num_conv_blocks}, ema_decay=0.8, learning_rate=0.01)
     snapshots: list[dict[str, Tensor]] = []
-    trainer.optimizer.register_step_post_hook(
-        lambda *_: snapshots.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
+    trainer.state.optimizer.register_step_post_hook(
+        lambda *_: snapshots.append({name: value.clone() for name, value in trainer.state.model.state_dict().items()})
     )
     metrics = trainer.run_epoch()
     assert len(snapshots) == 3
-    averaged = trainer.evaluated_model.state_dict()
+    averaged = trainer.state.evaluated_model.state_dict()
     changed = 0
     for name, value in averaged.items():
         if value.is_floating_point():
@@ -123,33 +125,35 @@ def test_moving_average_follows_its_formula(num_conv_blocks: int, tiny: Dataset)
             torch.testing.assert_close(value, expected, atol=1e-7, rtol=1e-6)
             changed += not torch.equal(value, third)
     assert changed > 5
-    assert trainer.evaluated_model is not trainer.model
-    assert (metrics.val_loss, metrics.val_accuracy) == evaluate(trainer.evaluated_model, tiny.val, tiny, device=CPU)
-    assert metrics.val_loss != evaluate(trainer.model, tiny.val, tiny, device=CPU).loss
+    assert trainer.state.evaluated_model is not trainer.state.model
+    assert (metrics.val_loss, metrics.val_accuracy) == evaluate(
+        trainer.state.evaluated_model, tiny.val, tiny, device=CPU
+    )
+    assert metrics.val_loss != evaluate(trainer.state.model, tiny.val, tiny, device=CPU).loss
 
 
 def test_without_moving_average_the_weights_themselves_are_evaluated(tiny: Dataset) -> None:
     trainer = _trainer(tiny)
-    assert trainer.evaluated_model is trainer.model
+    assert trainer.state.evaluated_model is trainer.state.model
 
 
 def test_precision_setting_is_what_the_network_computes_in(tiny: Dataset) -> None:
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         trainer = _trainer(tiny, precision=precision)
         dtypes: list[torch.dtype] = []
-        trainer.model.head.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.append(out.dtype))
+        trainer.state.model.head.register_forward_hook(lambda _, __, out, dtypes=dtypes: dtypes.append(out.dtype))
         trainer.run_epoch()
         assert set(dtypes) == {dtype}
-        assert trainer.plan.precision == precision
-        assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+        assert trainer.state.plan.precision == precision
+        assert {parameter.dtype for parameter in trainer.state.model.parameters()} == {torch.float32}
 
 
 # Data order
 
 
 def _epoch_batches(trainer: Trainer, *, epoch: int = 0, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    trainer.epoch, trainer.rank, trainer.world_size = epoch, rank, world_size
-    return [batch.tolist() for batch in trainer._batches()]
+    ranks, seed = Ranks(rank, world_size), trainer.state.config.seed
+    return trainer.batches.indices(seed=seed, epoch=epoch + 1, ranks=ranks).tolist()
 
 
 def test_epoch_covers_distinct_images_in_whole_batches() -> None:
@@ -198,9 +202,10 @@ def test_what_is_distorted_together_comes_in_the_batches_of_the_epoch(
     # RandAugment leaves an image of one level as it is, at no strength.
     dataset.train.images[:] = torch.arange(53, dtype=torch.uint8).view(-1, 1, 1, 1)
     trainer = _trainer(dataset, augment=AugmentConfig(randaugment_ops=2, randaugment_magnitude=0))
-    found = list(trainer._inputs())
+    how = {"seed": trainer.state.config.seed, "epoch": 1, "ranks": trainer.state.ranks}
+    found = list(trainer.batches.of_epoch(**how))
     assert len(found) == 3
-    for (inputs, targets), batch in zip(found, trainer._batches(), strict=True):
+    for (inputs, targets), batch in zip(found, trainer.batches.indices(**how), strict=True):
         assert torch.equal(inputs, normalize(dataset.train.images[batch], dataset.mean, dataset.std))
         assert torch.equal(targets, dataset.train.labels[batch])
 
@@ -214,7 +219,7 @@ def test_batch_larger_than_the_data_is_refused(tiny: Dataset) -> None:
 
 
 def test_batch_of_all_images_is_one_step(tiny: Dataset) -> None:
-    assert _trainer(tiny, batch_size=48).steps_per_epoch == 1
+    assert _trainer(tiny, batch_size=48).batches.steps_per_epoch == 1
 
 
 def test_batch_that_workers_cannot_share_is_refused(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,19 +277,19 @@ def test_not_a_number_among_the_weights_is_divergence_in_the_epoch_it_comes_up(t
     trainer = _trainer(tiny, epochs=3)
     trainer.run_epoch()
     with torch.no_grad():
-        trainer.model.norm.weight[0] = float("nan")
+        trainer.state.model.norm.weight[0] = float("nan")
     with pytest.raises(DivergenceError) as raised:
         trainer.run_epoch()
     _assert_tells(raised.value, epoch="2 of 3", loss="train_loss is nan", learning_rate="0.001")
-    assert [metrics.epoch for metrics in trainer.history] == [1]
-    assert trainer.epoch == 1
+    assert [metrics.epoch for metrics in trainer.state.history] == [1]
+    assert trainer.state.epoch == 1
 
 
 def test_infinite_loss_is_divergence(tiny: Dataset) -> None:
     # Every image is called the second label with certainty: the sum of the others' losses overflows.
     trainer = _trainer(tiny, batch_size=48)
     with torch.no_grad():
-        trainer.model.head.bias.copy_(torch.tensor([0.0, 3e38, 0.0]))
+        trainer.state.model.head.bias.copy_(torch.tensor([0.0, 3e38, 0.0]))
     with pytest.raises(DivergenceError) as raised:
         trainer.run_epoch()
     _assert_tells(raised.value, epoch="1 of 1", loss="train_loss is inf", learning_rate="0.001")
@@ -304,8 +309,8 @@ def test_global_generators_stay_as_they_were(tiny: Dataset, tmp_path: Path) -> N
     assert _generator_states() == before
     trainer.run_epoch()
     assert _generator_states() == before
-    trainer.save(tmp_path / "run.pt")
-    trainer.load(tmp_path / "run.pt")
+    trainer.state.save(tmp_path / "run.pt")
+    trainer.state.load(tmp_path / "run.pt")
     assert _generator_states() == before
 
 
@@ -320,7 +325,7 @@ def test_initial_weights_follow_the_seed_alone(tiny: Dataset) -> None:
     states = []
     for global_seed, seed in ((1, 0), (2, 0), (2, 1)):
         torch.manual_seed(global_seed)
-        states.append(dict(_trainer(tiny, seed=seed).model.state_dict()))
+        states.append(dict(_trainer(tiny, seed=seed).state.model.state_dict()))
     assert_same_bits(states[0], states[1])
     assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
 
@@ -337,7 +342,7 @@ def test_training_images_are_not_changed() -> None:
 
 def test_evaluation_leaves_weights_and_statistics_alone(tiny: Dataset) -> None:
     trainer = _trainer(tiny, model={"num_conv_blocks": 2, "drop_path": 0.5, "conv_kind": "residual"})
-    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    first = evaluate(trainer.model, tiny.val, tiny, device=CPU)
-    assert first == evaluate(trainer.model, tiny.val, tiny, device=CPU)
-    assert_same_bits(before, dict(trainer.model.state_dict()))
+    before = {name: value.clone() for name, value in trainer.state.model.state_dict().items()}
+    first = evaluate(trainer.state.model, tiny.val, tiny, device=CPU)
+    assert first == evaluate(trainer.state.model, tiny.val, tiny, device=CPU)
+    assert_same_bits(before, dict(trainer.state.model.state_dict()))

@@ -17,10 +17,9 @@ from lsmha.devices.compute_plan import ComputePlan
 from lsmha.errors import MemoryShortageError
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
-from lsmha.training import memory
+from lsmha.training import TrainState, memory
 from lsmha.training.memory import fitting_plan, free_memory, inference_memory, training_memory
 from lsmha.training.optimization import build_optimizer
-from lsmha.training.trainer import Trainer
 from orchestrator.execution import worker as trial
 from orchestrator.execution.worker import TrialJob, run_job
 
@@ -127,9 +126,9 @@ def test_no_way_fits() -> None:
 def test_a_trainer_takes_the_way_that_fits_or_none() -> None:
     model, dataset = tiny_model(attention="auto"), tiny_dataset()
     recipe = tiny_recipe(precision="fp32")
-    assert Trainer(model, recipe, dataset, device=CPU, memory=1 << 40).plan.precision == "fp32"
+    assert TrainState(model, recipe, dataset, device=CPU, memory=1 << 40).plan.precision == "fp32"
     with pytest.raises(MemoryShortageError, match=r"0\.0 GiB are free"):
-        Trainer(model, recipe, dataset, device=CPU, memory=1000)
+        TrainState(model, recipe, dataset, device=CPU, memory=1000)
 
 
 def test_a_trial_that_cannot_fit_fails_with_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
