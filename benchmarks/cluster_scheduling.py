@@ -4,12 +4,12 @@
 
 The hosts are namespaces of this machine with an sshd each (`tests/cluster_hosts.py`), made a cluster by `ray up
 cluster.local.yaml`; each claims 50 CPUs. The driver runs on the head: the worker pool, its job queue and its
-events are the product's own, only what a crew does with a job is replaced, in a process that never imports torch (200
+events are the product's own, only what a worker does with a job is replaced, in a process that never imports torch (200
 of those would not fit into one machine's memory). Needs root, as the hosts do.
 
-- cold: 200 crews are started at once, each gets a trial, and no trial ends before all 200 have begun: so many really
+- cold: 200 workers are started at once, each gets a trial, and no trial ends before all 200 have begun: so many really
   run at a time.
-- warm: 2,000 trials that end at once, in processes that are there already: what board, driver and network cost.
+- warm: 2,000 trials that end at once, in processes that are there already: what queue, driver and network cost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-CREWS, HOSTS, ROUNDS = 200, 4, 10
+from orchestrator.execution.training_job import Completed, Started, TrainingEvent, TrainingJob, Warned
+
+WORKERS, HOSTS, ROUNDS = 200, 4, 10
 GATE = "/mnt/lsmha/open"
 """A file that all hosts see, once the first 200 trials have begun."""
 FEW_REAL_CORES = {"RAY_worker_maximum_startup_concurrency": "2", "RAY_worker_register_timeout_seconds": "600"}
@@ -37,19 +39,23 @@ FEW_REAL_CORES = {"RAY_worker_maximum_startup_concurrency": "2", "RAY_worker_reg
 # ---- the driver, on the head ------------------------------------------------------------------------------------
 
 
-def work_without_training(board: Any, crew: str, arrays: Any, resources: Any, together: int, storage: str) -> None:
-    """A crew of one that holds its job until the gate is open, and does nothing else.
+def work_without_training(queue: Any, worker: str, arrays: Any, resources: Any, stacked_seeds: int) -> None:
+    """Hold each job until the gate is open, and do nothing else.
 
     It does not wait in `ray.get`: a task that does lends its CPU to others meanwhile.
     """
     import ray
 
+    from orchestrator.execution.training_job import Completed, TrainingResult, Warned
+
     node = ray.get_runtime_context().get_node_id()
-    ray.get(board.join.remote(crew, node))
-    while jobs := ray.get(board.take.remote(crew)):
+    nothing = TrainingResult((), "fp32", "none", "cpu")
+    ray.get(queue.join.remote(worker, node))
+    while jobs := ray.get(queue.get.remote(worker)):
         while not Path(GATE).exists():
             time.sleep(0.5)
-        ray.get(board.tell.remote(crew, jobs[0]["id"], "completed", {"crew": crew, "node": node}))
+        ray.get(queue.tell.remote(worker, Warned(jobs[0].id, f"{worker} {node}")))
+        ray.get(queue.tell.remote(worker, Completed(jobs[0].id, nothing)))
 
 
 class Stamps:
@@ -60,22 +66,19 @@ class Stamps:
         self.ended: dict[str, float] = {}
         self.by: list[tuple[str, str]] = []
 
-    def started(self, job_id: str) -> None:
-        self.began.setdefault(job_id, time.monotonic())
-        if len(self.began) == CREWS:
-            Path(GATE).touch()
-
-    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None: ...
-
-    def warned(self, job_id: str, warning: str) -> None:
-        raise AssertionError(f"{job_id}: {warning}")
-
-    def completed(self, job_id: str, result: dict[str, Any]) -> None:
-        self.ended[job_id] = time.monotonic()
-        self.by.append((result["crew"], result["node"]))
-
-    def failed(self, job_id: str, reason: str) -> None:
-        raise AssertionError(f"{job_id}: {reason}")
+    def __call__(self, event: TrainingEvent) -> None:
+        match event:
+            case Started():
+                self.began.setdefault(event.job_id, time.monotonic())
+                if len(self.began) == WORKERS:
+                    Path(GATE).touch()
+            case Warned():
+                worker, node = event.message.split()
+                self.by.append((worker, node))
+            case Completed():
+                self.ended[event.job_id] = time.monotonic()
+            case _:
+                raise AssertionError(event)
 
 
 def drive() -> None:
@@ -83,32 +86,33 @@ def drive() -> None:
     import ray
 
     from lsmha.config import ModelConfig, TrainConfig
-    from orchestrator.cluster.connect import connect
+    from orchestrator.cluster.connect import ClusterChoice, connect
     from orchestrator.config.sweep import ResourcesConfig
-    from orchestrator.execution import worker_pool as crews
-    from orchestrator.execution.worker import TrialJob
+    from orchestrator.execution import worker_pool
 
-    def jobs(title: str, number: int) -> list[TrialJob]:
-        return [TrialJob(f"{title}{index}", ModelConfig(), TrainConfig(), Path("/nowhere")) for index in range(number)]
+    def jobs(title: str, number: int) -> list[TrainingJob]:
+        return [
+            TrainingJob(f"{title}{index}", ModelConfig(), TrainConfig(), Path("/nowhere")) for index in range(number)
+        ]
 
     resources = ResourcesConfig()
-    task = ray.remote(work_without_training).options(num_cpus=1, max_retries=0, name="crew")
-    crews.crew_task = lambda _: task
-    with connect(None) as capacity:
-        assert capacity.cpus == CREWS, capacity
-        ours = crews.Crews(ray.put({}), storage=Path("/nowhere"))
+    task = ray.remote(work_without_training).options(num_cpus=1, max_retries=0, name="train")
+    worker_pool.worker_task = lambda _: task
+    with connect(ClusterChoice()) as capacity:
+        assert capacity.cpus == WORKERS, capacity
+        ours = worker_pool.WorkerPool(ray.put({}), storage=Path("/nowhere"))
         measured = {}
-        for title, number in (("cold", CREWS), ("warm", ROUNDS * CREWS)):
+        for title, number in (("cold", WORKERS), ("warm", ROUNDS * WORKERS)):
             stamps = Stamps()
             start, cpu = time.monotonic(), time.process_time()
-            ours.train(jobs(title, number), stamps, resources=resources, concurrency=CREWS)
+            ours.train(jobs(title, number), stamps, resources=resources, concurrency=WORKERS)
             begun = sorted(moment - start for moment in stamps.began.values())
             measured[title] = {
                 "seconds": time.monotonic() - start,
                 "driver_cpu_s": time.process_time() - cpu,
                 "began_s": begun,
                 "last_start_before_first_end": max(stamps.began.values()) <= min(stamps.ended.values()),
-                "jobs_per_crew": sorted(Counter(crew for crew, _ in stamps.by).values()),
+                "jobs_per_worker": sorted(Counter(worker for worker, _ in stamps.by).values()),
                 "jobs_per_node": sorted(Counter(node for _, node in stamps.by).values()),
             }
     print("MEASURED " + json.dumps(measured))
@@ -132,7 +136,7 @@ def measure() -> dict[str, Any]:
         with network(Path(folder) / "network", shared=shared) as lan:
             prepare_installation(lan)
             head, *workers = [lan.add_host(f"host{number}") for number in range(HOSTS)]
-            cluster = Cluster(lan, head, workers, num_cpus=CREWS // HOSTS, environment=FEW_REAL_CORES)
+            cluster = Cluster(lan, head, workers, num_cpus=WORKERS // HOSTS, environment=FEW_REAL_CORES)
             cluster.up()
             done = head.run("python /mnt/lsmha/driver.py --drive", check=False, timeout=1200)
             if done.returncode:
@@ -151,8 +155,8 @@ def table(measured: dict[str, Any]) -> str:
         ("all of them at a time", "yes" if cold["last_start_before_first_end"] else "no", "not asked"),
         ("per trial (ms)", _each(cold), _each(warm)),
         ("driver's CPU time per trial (ms)", _cpu(cold), _cpu(warm)),
-        ("crews that worked", len(cold["jobs_per_crew"]), len(warm["jobs_per_crew"])),
-        ("trials per crew: fewest, median, most", _counts(cold["jobs_per_crew"]), _counts(warm["jobs_per_crew"])),
+        ("workers that worked", len(cold["jobs_per_worker"]), len(warm["jobs_per_worker"])),
+        ("trials per worker: fewest, median, most", _counts(cold["jobs_per_worker"]), _counts(warm["jobs_per_worker"])),
         ("trials per host", _list(cold["jobs_per_node"]), _list(warm["jobs_per_node"])),
     ]
     lines = [f"| {name} | {one} | {other} |" for name, one, other in rows]
@@ -193,16 +197,16 @@ def main() -> None:
 
     cpu = device_name(torch.device("cpu"))
     measured = measure()
-    told = f"""# {CREWS} trials at a time on {HOSTS} hosts: what scheduling costs
+    told = f"""# {WORKERS} trials at a time on {HOSTS} hosts: what scheduling costs
 
 `python benchmarks/cluster_scheduling.py --out benchmarks/cluster_scheduling.md`; one run.
 
 {table(measured)}
 
-The hosts are namespaces of one machine with {os.cpu_count()} cores ({cpu}), each claiming {CREWS // HOSTS}
-CPUs: the cold start is that of {CREWS} Python processes on those few cores, and takes less time on {HOSTS} machines.
-Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through the board, the
-driver and the network, and trains nothing: the crews that came first had done all before the others had begun.
+The hosts are namespaces of one machine with {os.cpu_count()} cores ({cpu}), each claiming {WORKERS // HOSTS}
+CPUs: the cold start is that of {WORKERS} Python processes on those few cores, and takes less time on {HOSTS} machines.
+Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through the queue, the
+driver and the network, and trains nothing: the workers that came first had done all before the others had begun.
 """
     print(told)
     if arguments.out is not None:

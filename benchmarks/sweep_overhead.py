@@ -4,7 +4,7 @@
 
 A driver process runs the command line's own code; only `run_job`, in the workers, is replaced by a function that
 returns seeded metrics at once. Few architectures and a continuous learning rate: latency is measured in the first
-waves and known from then on. The driver is watched from outside: its CPU time and memory (`/proc`), the records that
+batches and known from then on. The driver is watched from outside: its CPU time and memory (`/proc`), the records that
 it wrote, and the memory of all processes of its cluster. Then `status`, `front` and `resume` are timed on the folder
 that it left.
 
@@ -17,9 +17,11 @@ from __future__ import annotations
 import argparse
 import cProfile
 import json
+import math
 import os
 import platform
 import pstats
+import random
 import signal
 import statistics
 import subprocess
@@ -66,12 +68,10 @@ class ArraysWithoutTraining(dict[str, Any]):
 
 
 def _arrays_in_worker(arrays: dict[str, Any]) -> dict[str, Any]:
-    from orchestrator.execution import worker as trial
+    from orchestrator.execution import worker
+    from orchestrator.execution.training_job import Completed, EpochEnded, TrainingResult
 
-    def no_training(job: Any, dataset: Any, *, device: Any, threads: int, tell: Any) -> dict[str, Any]:
-        import math
-        import random
-
+    def no_training(job: Any, dataset: Any, *, device: Any, threads: int, on_event: Any) -> None:
         chance = random.Random(job.id)
         best = 0.9 - 0.3 / job.model.depth / math.log(job.model.embed_dim) - 0.01 / job.model.num_heads
         best -= 0.05 * (math.log10(job.train.learning_rate) + 2.7) ** 2 + chance.gauss(0, 0.01)
@@ -89,10 +89,10 @@ def _arrays_in_worker(arrays: dict[str, Any]) -> dict[str, Any]:
                     "images_per_s": chance.uniform(900, 1100),
                 }
             )
-            tell("epoch", curve[-1])
-        return {"curve": curve, "precision": "fp32", "train_device": "cpu"}
+            on_event(EpochEnded(job.id, curve[-1]))
+        on_event(Completed(job.id, TrainingResult(tuple(curve), "fp32", "sdpa", "cpu")))
 
-    trial.run_job = no_training
+    worker.run_job = no_training
     return arrays
 
 
@@ -112,25 +112,28 @@ def drive(arguments: list[str], profile: Path | None, trials: int) -> None:
 def _profile_stretches(folder: Path, wanted: dict[str, tuple[int, int]]) -> None:
     """Profile the driver's main thread from the proposal of one trial to that of another, for each of two stretches."""
     from orchestrator.run_folder.ledger import Ledger
+    from orchestrator.run_folder.records import SuggestionBatch
 
-    add_wave = Ledger.add_wave
+    add = Ledger.add
     profiles = {name: cProfile.Profile() for name in wanted}
     running: dict[str, int] = {}
 
-    def noticed(self: Any, wave: Any) -> None:
-        add_wave(self, wave)
+    def noticed(self: Any, record: Any) -> None:
+        add(self, record)
+        if not isinstance(record, SuggestionBatch):
+            return
         for name, (low, high) in wanted.items():
-            if name not in running and low <= wave.first < high:
-                running[name] = wave.first
+            if name not in running and low <= record.first < high:
+                running[name] = record.first
                 profiles[name].enable()
-            # The last wave has no successor.
-            elif name in running and wave.first + 2 * len(wave.points) > high and name in profiles:
+            # The last batch has no successor.
+            elif name in running and record.first + 2 * len(record.points) > high and name in profiles:
                 profile = profiles.pop(name)
                 profile.disable()
                 profile.dump_stats(folder / f"{name}.prof")
-                (folder / f"{name}.trials").write_text(str(wave.first - running[name]))
+                (folder / f"{name}.trials").write_text(str(record.first - running[name]))
 
-    Ledger.add_wave = noticed  # type: ignore[method-assign]
+    Ledger.add = noticed  # type: ignore[method-assign]
 
 
 def stretches(trials: int) -> dict[str, tuple[int, int]]:
@@ -156,7 +159,7 @@ class Watched:
     cluster_gib: float = 0.0
     """Most of all processes together, each shared page counted once."""
     processes: int = 0
-    first_new_wave_s: float | None = None
+    first_new_batch_s: float | None = None
 
     def between(self, low: int, high: int) -> tuple[float, float]:
         """CPU and wall seconds per trial, from one number of records to another."""
@@ -172,20 +175,20 @@ class Watched:
         return tuple(values[before] + part * (values[after] - values[before]) for values in (self.cpu, self.wall))  # type: ignore[return-value]
 
 
-def watch(command: list[str], run: Path, log: Path, *, stop_at_new_wave: bool = False) -> Watched:
+def watch(command: list[str], run: Path, log: Path, *, stop_at_new_batch: bool = False) -> Watched:
     """Run a driver to its end, or until it has made a proposal that no earlier session made."""
     watched = Watched()
-    waves_before = _count(run / "records" / "waves")
+    batches_before = _count(run / "records" / "batches")
     with open(log, "a") as output:
         started = time.monotonic()
         process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        _observe(process, run, watched, started, waves_before, stop_at_new_wave=stop_at_new_wave)
+        _observe(process, run, watched, started, batches_before, stop_at_new_batch=stop_at_new_batch)
     finally:
-        if stop_at_new_wave or sys.exc_info()[0] is not None:
+        if stop_at_new_batch or sys.exc_info()[0] is not None:
             process.send_signal(signal.SIGINT)
             process.wait()
-    if stop_at_new_wave:
+    if stop_at_new_batch:
         return watched
     if code := process.wait():
         raise RuntimeError(f"the driver ended with {code}:\n{log.read_text()[-3000:]}")
@@ -193,8 +196,8 @@ def watch(command: list[str], run: Path, log: Path, *, stop_at_new_wave: bool = 
 
 
 def _observe(
-    process: subprocess.Popen[bytes], run: Path, watched: Watched, started: float, waves_before: int, *,
-    stop_at_new_wave: bool,
+    process: subprocess.Popen[bytes], run: Path, watched: Watched, started: float, batches_before: int, *,
+    stop_at_new_batch: bool,
 ) -> None:  # fmt: skip
     next_look = 0.0
     while process.poll() is None:
@@ -210,9 +213,9 @@ def _observe(
             watched.wall.append(now)
             watched.cpu.append(cpu)
             watched.rss[trials] = resident
-        if watched.first_new_wave_s is None and _count(run / "records" / "waves") > waves_before:
-            watched.first_new_wave_s = now
-            if stop_at_new_wave:
+        if watched.first_new_batch_s is None and _count(run / "records" / "batches") > batches_before:
+            watched.first_new_batch_s = now
+            if stop_at_new_batch:
                 return
         if now > next_look:  # it costs as much as a trial
             family = _family(process.pid)
@@ -314,13 +317,13 @@ def measure(sampler: str, options: argparse.Namespace, folder: Path) -> Iterator
     empty = folder / "empty.yaml"
     empty.write_text(space.read_text())
     arguments = ["--", "run", str(empty), "--out", str(folder / f"{sampler}-new"), "--address", "local"]
-    fresh = watch([*own[:5], *arguments], folder / f"{sampler}-new", log, stop_at_new_wave=True)
+    fresh = watch([*own[:5], *arguments], folder / f"{sampler}-new", log, stop_at_new_batch=True)
     more = ["--", "resume", str(run), "--address", "local", "--set", f"search.num_trials={trials + 64}"]
-    again = watch([*own[:5], *more], run, log, stop_at_new_wave=True)
-    assert fresh.first_new_wave_s is not None
-    assert again.first_new_wave_s is not None
-    yield "`run` of a new folder until the first proposals, s", f"{fresh.first_new_wave_s:.1f}", ""
-    yield f"`resume` of {trials:,} trials until the next ones, s", f"{again.first_new_wave_s:.1f}", ""
+    again = watch([*own[:5], *more], run, log, stop_at_new_batch=True)
+    assert fresh.first_new_batch_s is not None
+    assert again.first_new_batch_s is not None
+    yield "`run` of a new folder until the first proposals, s", f"{fresh.first_new_batch_s:.1f}", ""
+    yield f"`resume` of {trials:,} trials until the next ones, s", f"{again.first_new_batch_s:.1f}", ""
     if options.profile:
         for line in grown_functions(profile):
             print(line)

@@ -5,7 +5,7 @@
 DATA is a folder or glob of images as Parquet. `lsmha-sweep run` searches on a cluster of its own; what its tables say
 is added up: images trained over images per second are the steps, what is left of the epochs is their evaluation.
 Capacity is the search's wall time, from the first proposal to the last record, times the trials at a time. The
-remainder is latency, ends of waves at which a worker has no trial left, choice of kernels, start of processes,
+remainder is latency, ends of batches at which a worker has no trial left, choice of kernels, start of processes,
 checkpoints and records.
 """
 
@@ -32,7 +32,7 @@ space:
   num_heads: [1, 2, 4, 8]
   depth: {{low: 1, high: 3}}
   learning_rate: {{low: 1.0e-4, high: 1.0e-2, log: true}}
-search: {{num_trials: {trials}, wave_size: {wave}}}
+search: {{num_trials: {trials}, suggestion_batch: {batch}}}
 finalists: {{max_finalists: 0}}
 analysis: {{enabled: false}}
 committees: {{enabled: false}}
@@ -60,12 +60,12 @@ class Share:
     """Share of the steps where the time of the rounds counts, too."""
 
 
-def sweep(data: str, trials: int, wave: int, images: int, epochs: int) -> Share:
+def sweep(data: str, trials: int, batch: int, images: int, epochs: int) -> Share:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         spec = folder / "space.yaml"
         spec.write_text(
-            SPACE.format(data=Path(data).absolute(), trials=trials, wave=wave, images=images, epochs=epochs)
+            SPACE.format(data=Path(data).absolute(), trials=trials, batch=batch, images=images, epochs=epochs)
         )
         run = folder / "run"
         command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec), "--out", str(run), "--address", "local"]
@@ -77,7 +77,7 @@ def share_of(run: Path) -> Share:
     """Of a run whose search is complete, and went on without a break."""
     trials, curves = (pd.read_parquet(run / f"{name}.parquet") for name in ("trials", "curves"))
     summary = json.loads((run / "summary.json").read_text())
-    began = min(path.stat().st_mtime for path in (run / "records" / "waves").glob("*.json"))
+    began = min(path.stat().st_mtime for path in (run / "records" / "batches").glob("*.json"))
     ended = {path.name.partition("-")[0]: path.stat().st_mtime for path in (run / "records" / "trials").glob("*.json")}
     measured = [path.stat().st_mtime for path in (run / "records" / "front_latency").glob("*.json")]
     searched = max(ended.values())
@@ -104,12 +104,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="folder or glob of images as Parquet")
     parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--wave", type=int, default=50, help="proposals per wave")
+    parser.add_argument("--suggestion-batch", type=int, default=50, help="suggestions made together")
     parser.add_argument("--images", type=int, default=6000, help="training images")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
-    found = sweep(options.data, options.trials, options.wave, options.images, options.epochs)
+    found = sweep(options.data, options.trials, options.suggestion_batch, options.images, options.epochs)
     row = [
         str(found.trials), str(found.concurrency), f"{found.trial_s_median:.1f}", f"{found.wall_s:.0f}",
         f"{found.steps:.1%}", f"{found.evaluation:.1%}", f"{found.rest:.1%}",
@@ -120,13 +120,13 @@ def main() -> None:
     report = Report(
         title="A sweep's time",
         protocol=f"One search of {options.trials} trials on one CPU core each, as many at a time as there are cores, "
-        f"{options.wave} proposals a wave; {options.images:,} images, {options.epochs} epochs, 1 to 3 blocks of width "
-        "128. Shares are of the wall time, from the first proposal to the last record, times the trials at a time. The "
-        "rest is latency (nothing trains meanwhile), the ends of waves (a worker without a trial), the choice of "
-        "kernels, checkpoints and records. What comes after the search is no part of it: rounds in which the front's "
-        "latency is measured again take a time that does not grow with the trials.",
-        command=f"python benchmarks/sweep_share.py DATA --trials {options.trials} --wave {options.wave} "
-        f"--images {options.images} --epochs {options.epochs}",
+        f"{options.suggestion_batch} suggestions in a batch; {options.images:,} images, {options.epochs} epochs, "
+        "1 to 3 blocks of width 128. Shares are of the wall time, from the first proposal to the last record, times "
+        "the trials at a time. The rest is latency (nothing trains meanwhile), the ends of batches (a worker without "
+        "a trial), the choice of kernels, checkpoints and records. What comes after the search is no part of it: "
+        "rounds in which the front's latency is measured again take a time that does not grow with the trials.",
+        command=f"python benchmarks/sweep_share.py DATA --trials {options.trials} "
+        f"--suggestion-batch {options.suggestion_batch} --images {options.images} --epochs {options.epochs}",
         tables=[Table(header, [row])],
         results={"share": [found]},
     )

@@ -2,7 +2,7 @@
 
     python benchmarks/trial_memory.py --out benchmarks/trial_memory
 
-Crews of a sweep train at the same time on 50,000 images of 32x32, each in a process of a local Ray cluster. Meanwhile
+Workers of a sweep train at the same time on 50,000 images of 32x32, each in a process of a local Ray cluster. Meanwhile
 Linux is asked what each process has: resident memory at its highest, of which the images in Ray's object store are
 counted in every process that reads them, and the part that it shares with others. What an interpreter has that has only
 imported torch is taken off.
@@ -18,11 +18,10 @@ import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-from orchestrator.cluster.connect import connect  # isort: skip - it sets what Ray reads when it is imported
+from orchestrator.cluster.connect import ClusterChoice, connect  # isort: skip - it sets what Ray reads when it is imported
 import ray
 
 from lsmha.bench.random_data import random_dataset
@@ -30,8 +29,8 @@ from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.models import VARIANTS
 from orchestrator.config.sweep import ResourcesConfig
-from orchestrator.execution.worker import TrialJob
-from orchestrator.execution.worker_pool import Crews
+from orchestrator.execution.training_job import EpochEnded, Failed, TrainingEvent, TrainingJob
+from orchestrator.execution.worker_pool import WorkerPool
 
 IMPORTS = "import torch; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
 
@@ -46,7 +45,7 @@ class Memory:
 
 
 class Watch:
-    """Notes the memory of all crews that this process has started, until it is stopped."""
+    """Notes the memory of all workers that this process has started, until it is stopped."""
 
     def __init__(self) -> None:
         self.found: dict[int, Memory] = {}
@@ -61,11 +60,11 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._stop.wait(0.2):
-            # Of this script's own cluster: others on the machine may have crews, too.
+            # Of this script's own cluster: others on the machine may have workers, too.
             for process in psutil.Process().children(recursive=True):
                 folder = Path(f"/proc/{process.pid}")
                 try:
-                    if b"ray::crew:" in (folder / "cmdline").read_bytes():
+                    if b"ray::train:" in (folder / "cmdline").read_bytes():
                         self._note(process.pid, (folder / "status").read_text(), folder / "smaps_rollup")
                 except OSError:
                     continue
@@ -82,35 +81,29 @@ def _kib(text: str, field: str) -> int:
     return int(found[1]) if found else 0
 
 
-class Events:
-    """Says what becomes of the jobs."""
-
-    def started(self, job_id: str) -> None:
-        print(f"{job_id} started", flush=True)
-
-    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
-        print(f"{job_id} {metrics['images_per_s']:.0f} images/s", flush=True)
-
-    def warned(self, job_id: str, warning: str) -> None:
-        print(f"{job_id} {warning}", flush=True)
-
-    def completed(self, job_id: str, result: dict[str, Any]) -> None:
-        pass
-
-    def failed(self, job_id: str, reason: str) -> None:
-        raise SystemExit(f"{job_id} failed: {reason}")
+def say(event: TrainingEvent) -> None:
+    """Say what becomes of a job."""
+    match event:
+        case Failed():
+            raise SystemExit(f"{event.job_id} failed: {event.failure.reason}")
+        case EpochEnded():
+            print(f"{event.job_id} {event.metrics['images_per_s']:.0f} images/s", flush=True)
+        case _:
+            print(f"{event.job_id} {type(event).__name__.lower()}", flush=True)
 
 
-def measure(variant: str, images: int, crews: int) -> list[Memory]:
-    """Memory of each of so many crews that train one epoch at the same time."""
+def measure(variant: str, images: int, workers: int) -> list[Memory]:
+    """Memory of each of so many workers that train one epoch at the same time."""
     dataset = random_dataset(train=images, val=1000, test=1000, num_classes=10)
     model = VARIANTS[variant].model_copy(update={"attn_drop": 0.0})
     recipe = TrainConfig(epochs=1, augment=AugmentConfig(flip=True, translate=4))
-    with tempfile.TemporaryDirectory() as folder, connect("local"):
-        jobs = [TrialJob(f"t{number:04d}", model, recipe, Path(folder, f"t{number}.pt")) for number in range(crews)]
-        trainers = Crews(ray.put(dataset.to_arrays()), storage=Path(folder, "ray"))
+    with tempfile.TemporaryDirectory() as folder, connect(ClusterChoice("local")):
+        jobs = [
+            TrainingJob(f"t{number:04d}", model, recipe, Path(folder, f"t{number}.pt")) for number in range(workers)
+        ]
+        pool = WorkerPool(ray.put(dataset.to_arrays()), storage=Path(folder, "ray"))
         watch = Watch()
-        trainers.train(jobs, Events(), resources=ResourcesConfig(cpus_per_trial=1), concurrency=crews)
+        pool.train(jobs, say, resources=ResourcesConfig(cpus_per_trial=1), concurrency=workers)
         return watch.stop()
 
 
@@ -118,15 +111,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", default="cct_2_3x2_32", choices=sorted(VARIANTS))
     parser.add_argument("--images", type=int, default=50_000)
-    parser.add_argument("--crews", type=int, nargs="+", default=[1, 2], help="trials at the same time, in turn")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="trials at the same time, in turn")
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
     imported = subprocess.run([sys.executable, "-c", IMPORTS], check=True, capture_output=True, text=True).stdout
     torch_alone = int(imported) / 1024
-    found = {crews: measure(options.variant, options.images, crews) for crews in options.crews}
+    found = {workers: measure(options.variant, options.images, workers) for workers in options.workers}
     rows = [
-        [str(crews), f"{one.resident:,.0f}", f"{one.resident - torch_alone:,.0f}", f"{one.shared:,.0f}", "1,229"]
-        for crews, memories in found.items()
+        [str(workers), f"{one.resident:,.0f}", f"{one.resident - torch_alone:,.0f}", f"{one.shared:,.0f}", "1,229"]
+        for workers, memories in found.items()
         for one in memories
     ]
     header = ["trials at a time", "resident, MiB", "beyond torch alone, MiB", "of it shared, MiB", "bound, MiB"]

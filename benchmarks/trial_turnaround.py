@@ -7,8 +7,8 @@ trial at a time. The last evaluation and checkpoint of the one trial, and the fi
 other, are in it. All of them train the same networks on the same images by the same loop, on one local Ray cluster of
 2 CPUs, and alternate:
 
-- ours: the worker pool, in waves as in a sweep. Each wave is a crew: within it, jobs follow one another;
-  from wave to wave a new crew takes over.
+- ours: the worker pool, in batches as in a sweep. Each batch has a worker: within it, jobs follow one another;
+  from batch to batch a new worker takes over.
 - Train in Tune, as Ray documents it: a Tune trainable that runs a `TorchTrainer` with `TuneReportCallback`.
 - Tune alone: a function trainable with `reuse_actors=True`, for information.
 """
@@ -45,8 +45,8 @@ from lsmha.devices.hardware import device_name
 from lsmha.training import train
 from lsmha.training.checkpoints import remove_checkpoint
 from orchestrator.config.sweep import ResourcesConfig
-from orchestrator.execution.worker import TrialJob
-from orchestrator.execution.worker_pool import Crews
+from orchestrator.execution.training_job import Completed, Failed, TrainingEvent, TrainingJob
+from orchestrator.execution.worker_pool import WorkerPool
 
 BOUNDS = {"one worker": 0.3, "DDP, 2 workers": 5.0}
 RATIO_BOUND = 40
@@ -74,9 +74,9 @@ class ArraysThatStamp(dict[str, Any]):
 
 
 def _arrays_in_worker(arrays: dict[str, Any], folder: str) -> dict[str, Any]:
-    from orchestrator.execution import worker as trial
+    from orchestrator.execution import worker
 
-    run_job = trial.run_job
+    run_job = worker.run_job
     if not hasattr(run_job, "stamps"):
 
         def stamped(job: Any, *args: Any, **kwargs: Any) -> Any:
@@ -86,7 +86,7 @@ def _arrays_in_worker(arrays: dict[str, Any], folder: str) -> dict[str, Any]:
             return result
 
         stamp = stamped.stamps = _stamp_steps(folder)  # type: ignore[attr-defined]
-        trial.run_job = stamped
+        worker.run_job = stamped
     return arrays
 
 
@@ -142,14 +142,14 @@ class Bench:
         self.arrays = ray.put(self.dataset.to_arrays())
         stamping = ArraysThatStamp(self.dataset.to_arrays())
         stamping.folder = str(self.stamps)
-        self.crews = Crews(ray.put(stamping), storage=folder / "crews")
+        self.pool = WorkerPool(ray.put(stamping), storage=folder / "workers")
         self._numbers = count()
 
-    def jobs(self, how_many: int) -> list[TrialJob]:
+    def jobs(self, how_many: int) -> list[TrainingJob]:
         """Jobs of different architectures, as a search makes them."""
         return [self._job(next(self._numbers), index) for index in range(how_many)]
 
-    def _job(self, number: int, index: int) -> TrialJob:
+    def _job(self, number: int, index: int) -> TrainingJob:
         data = self.dataset
         model = ModelConfig(
             embed_dim=24, depth=1 + index % 3, num_heads=(1, 4, 24)[index // 3 % 3], mlp_ratio=1.0,
@@ -157,32 +157,26 @@ class Bench:
             img_size=data.img_size, in_channels=data.in_channels, num_classes=data.num_classes,
         )  # fmt: skip
         recipe = self.train.model_copy(update={"seed": number})
-        return TrialJob(f"j{number:05d}", model, recipe, self.folder / "checkpoints" / f"j{number:05d}.pt")
+        return TrainingJob(f"j{number:05d}", model, recipe, self.folder / "checkpoints" / f"j{number:05d}.pt")
 
 
-class _Events:
+def _as_a_driver(jobs: list[TrainingJob]) -> Callable[[TrainingEvent], None]:
     """What the driver of a sweep does of lasting effect, without its records."""
+    checkpoints = {job.id: job.checkpoint for job in jobs}
 
-    def __init__(self, jobs: list[TrialJob]) -> None:
-        self._checkpoints = {job.id: job.checkpoint for job in jobs}
+    def on_event(event: TrainingEvent) -> None:
+        if isinstance(event, Completed):
+            remove_checkpoint(checkpoints[event.job_id])
+        if isinstance(event, Failed):
+            raise RuntimeError(f"{event.job_id} failed: {event.failure.reason}")
 
-    def started(self, job_id: str) -> None: ...
-
-    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None: ...
-
-    def warned(self, job_id: str, warning: str) -> None: ...
-
-    def completed(self, job_id: str, result: dict[str, Any]) -> None:
-        remove_checkpoint(self._checkpoints[job_id])
-
-    def failed(self, job_id: str, reason: str) -> None:
-        raise RuntimeError(f"{job_id} failed: {reason}")
+    return on_event
 
 
-def ours(bench: Bench, waves: list[list[TrialJob]], *, workers: int, gpus: float) -> None:
+def ours(bench: Bench, batches: list[list[TrainingJob]], *, workers: int, gpus: float) -> None:
     resources = ResourcesConfig(workers_per_trial=workers, cpus_per_trial=workers, gpus_per_trial=gpus)
-    for jobs in waves:
-        bench.crews.train(jobs, _Events(jobs), resources=resources, concurrency=1)
+    for jobs in batches:
+        bench.pool.train(jobs, _as_a_driver(jobs), resources=resources, concurrency=1)
 
 
 def _loop(settings: dict[str, Any], device: torch.device, report: Callable[[Any, Any], None]) -> None:
@@ -241,7 +235,9 @@ def _work_in_tune(config: dict[str, Any], *, gpus: float) -> None:
     _loop(config["job"], torch.device("cuda" if gpus else "cpu"), report)
 
 
-def plain(bench: Bench, waves: list[list[TrialJob]], *, trainable: Any, takes: dict[str, float], reuse: bool) -> None:
+def plain(
+    bench: Bench, batches: list[list[TrainingJob]], *, trainable: Any, takes: dict[str, float], reuse: bool
+) -> None:
     space = [
         {
             "id": job.id,
@@ -250,13 +246,13 @@ def plain(bench: Bench, waves: list[list[TrialJob]], *, trainable: Any, takes: d
             "arrays": [bench.arrays],
             "stamps": str(bench.stamps),
         }
-        for job in waves[0]
+        for job in batches[0]
     ]
     results = tune.Tuner(
         tune.with_resources(trainable, takes),
         param_space={"job": tune.grid_search(space)},
         tune_config=tune.TuneConfig(max_concurrent_trials=1, reuse_actors=reuse),
-        run_config=tune.RunConfig(name=waves[0][0].id, storage_path=str(bench.folder / "tune"), verbose=0),
+        run_config=tune.RunConfig(name=batches[0][0].id, storage_path=str(bench.folder / "tune"), verbose=0),
     ).fit()
     if results.errors:
         raise results.errors[0]
@@ -271,10 +267,10 @@ class Candidate:
 
     workers: str
     name: str
-    run: Callable[[Bench, list[list[TrialJob]]], None]
-    waves: int
+    run: Callable[[Bench, list[list[TrainingJob]]], None]
+    batches: int
     trials: int
-    """In each wave."""
+    """In each batch."""
 
 
 class Measured:
@@ -283,24 +279,24 @@ class Measured:
     def __init__(self) -> None:
         self.cold: list[float] = []
         self.within: list[float] = []
-        """From trial to trial of one crew, or, in the plain candidates, of one `Tuner.fit`."""
+        """From trial to trial of one worker, or, in the plain candidates, of one `Tuner.fit`."""
         self.between: list[float] = []
-        """From the last trial of a wave to the first of the next."""
+        """From the last trial of a batch to the first of the next."""
         self.without_ending: list[float] = []
         """`within`, without the evaluation and checkpoint of the one that ends."""
         self.parts: list[tuple[float, float, float]] = []
 
-    def add(self, started: float, waves: list[list[TrialJob]], stamps: dict[str, Stamps], steps: int) -> None:
+    def add(self, started: float, batches: list[list[TrainingJob]], stamps: dict[str, Stamps], steps: int) -> None:
         """Take the stamps of one round, which began at `started`."""
-        # Tune takes grid points in order, and crews take jobs in order; but stamps know best.
-        wave_of = {job.id: number for number, wave in enumerate(waves) for job in wave}
-        ran = [(wave_of[job], one) for job, one in stamps.items() if job in wave_of]
-        if len(ran) != len(wave_of) or any(one.steps != steps for _, one in ran):
-            raise RuntimeError(f"expected {steps} steps of each of {len(wave_of)} jobs, got {[one for _, one in ran]}")
+        # Tune takes grid points in order, and workers take jobs in order; but stamps know best.
+        batch_of = {job.id: number for number, batch in enumerate(batches) for job in batch}
+        ran = [(batch_of[job], one) for job, one in stamps.items() if job in batch_of]
+        if len(ran) != len(batch_of) or any(one.steps != steps for _, one in ran):
+            raise RuntimeError(f"expected {steps} steps of each of {len(batch_of)} jobs, got {[one for _, one in ran]}")
         self.cold.append(ran[0][1].first_step - started)
-        for (wave, before), (next_wave, after) in pairwise(ran):
+        for (batch, before), (next_batch, after) in pairwise(ran):
             turnaround = after.first_step - before.last_step
-            if next_wave != wave:
+            if next_batch != batch:
                 self.between.append(turnaround)
                 continue
             self.within.append(turnaround)
@@ -313,10 +309,10 @@ def measure(bench: Bench, candidates: list[Candidate], rounds: int, console: Con
     steps = len(bench.dataset.train) // bench.train.batch_size
     for number in range(rounds):
         for candidate in candidates:
-            waves = [bench.jobs(candidate.trials) for _ in range(candidate.waves)]
+            batches = [bench.jobs(candidate.trials) for _ in range(candidate.batches)]
             started = time.time()
-            candidate.run(bench, waves)
-            measured[candidate].add(started, waves, read_stamps(bench.stamps), steps)
+            candidate.run(bench, batches)
+            measured[candidate].add(started, batches, read_stamps(bench.stamps), steps)
             medians = statistics.median(measured[candidate].within)
             console.print(
                 f"round {number + 1}/{rounds}: {candidate.workers}, {candidate.name}: median so far {medians:.3f} s, "
@@ -340,11 +336,11 @@ def table(measured: dict[Candidate, Measured]) -> Iterator[str]:
     for candidate, found in measured.items():
         ours_ = candidate.name == "ours"
         bound = f"<= {BOUNDS[candidate.workers]:g}" if ours_ else ""
-        yield _row(candidate.workers, f"{candidate.name}{', within a wave' if ours_ else ''}", found.within, bound)
+        yield _row(candidate.workers, f"{candidate.name}{', within a batch' if ours_ else ''}", found.within, bound)
         if ours_:
-            yield _row(candidate.workers, "ours, from wave to wave (a new crew)", found.between)
+            yield _row(candidate.workers, "ours, from batch to batch (a new worker)", found.between)
             yield _row(candidate.workers, "ours, all of these", found.within + found.between, bound)
-            yield _row(candidate.workers, "ours, within a wave, after evaluation and checkpoint", found.without_ending)
+            yield _row(candidate.workers, "ours, within a batch, after evaluation and checkpoint", found.without_ending)
         yield _row(candidate.workers, f"{candidate.name}: from the call to the first step of all, cold", found.cold[:1])
         if found.cold[1:]:
             yield _row(candidate.workers, f"{candidate.name}: likewise, in later rounds", found.cold[1:])
@@ -359,8 +355,8 @@ def ratios(measured: dict[Candidate, Measured]) -> Iterator[str]:
             theirs, own = by_name["Train in Tune"].within, by_name["ours"]
             median = statistics.median(theirs) / statistics.median(own.within)
             mean = statistics.fmean(theirs) / statistics.fmean(own.within + own.between)
-            yield f"| {workers} | medians, ours within a wave | {median:.0f} | >= {RATIO_BOUND} |"
-            yield f"| {workers} | means, ours with its changes of crews | {mean:.1f} | |"
+            yield f"| {workers} | medians, ours within a batch | {median:.0f} | >= {RATIO_BOUND} |"
+            yield f"| {workers} | means, ours with its changes of workers | {mean:.1f} | |"
 
 
 def parts(measured: dict[Candidate, Measured]) -> Iterator[str]:
@@ -374,15 +370,15 @@ def parts(measured: dict[Candidate, Measured]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="turns of each candidate")
-    parser.add_argument("--waves", type=int, default=4, help="waves of ours in a round; 2 show a change of crews")
-    parser.add_argument("--trials", type=int, default=8, help="trials in a wave of ours")
+    parser.add_argument("--batches", type=int, default=4, help="batches of ours in a round; 2 show a change of workers")
+    parser.add_argument("--trials", type=int, default=8, help="trials in a batch of ours")
     parser.add_argument("--plain-trials", type=int, default=5, help="trials of each plain candidate in a round")
     parser.add_argument("--gpus", type=int, default=0, help="GPUs of the cluster; DDP ranks take one each if it has 2")
     parser.add_argument("--quick", action="store_true", help="one round of few trials: does it work?")
     parser.add_argument("--out", type=Path, help="file for the tables")
     options = parser.parse_args()
     if options.quick:
-        options.rounds, options.waves, options.trials, options.plain_trials = 1, 2, 4, 3
+        options.rounds, options.batches, options.trials, options.plain_trials = 1, 2, 4, 3
     console = Console()
     gpu, gpus = min(options.gpus, 1), (2 if options.gpus > 1 else 0)
     with tempfile.TemporaryDirectory(prefix="turnaround-", ignore_cleanup_errors=True) as temporary:
@@ -399,8 +395,8 @@ def main() -> None:
             logging_level="ERROR",
         )
         in_tune = partial(_train_in_tune, storage=str(folder / "train"))
-        trials = {"waves": options.waves, "trials": options.trials}
-        plain_trials = {"waves": 1, "trials": options.plain_trials}
+        trials = {"batches": options.batches, "trials": options.trials}
+        plain_trials = {"batches": 1, "trials": options.plain_trials}
         one, ddp = BOUNDS
         no_cpu = {"waiting": 1}  # its workers take the CPUs: with one for the trial that waits, 2 ranks would not fit
         candidates = [
@@ -440,7 +436,7 @@ def main() -> None:
         "",
         *ratios(measured),
         "",
-        "What turnarounds within a wave consist of (medians, s):",
+        "What turnarounds within a batch consist of (medians, s):",
         "",
         *parts(measured),
     ]

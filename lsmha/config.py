@@ -29,6 +29,10 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 DropRate = Annotated[float, Field(ge=0, lt=1)]
 
 
+DATA_DEFINED = ("img_size", "in_channels", "num_classes")
+"""Fields of `ModelConfig` that follow from the data set, which has attributes of the same names."""
+
+
 class Config(BaseModel):
     """Base of all settings: immutable, strict about types, closed to unknown keys, finite numbers only."""
 

@@ -1,20 +1,25 @@
-"""The command line: `lsmha-sweep`."""
+"""The command line: `lsmha-sweep`.
+
+Each command imports what it does when it is called, so that `--help`, and what is wrong in a file, need not wait for
+torch and Ray, which take seconds to load.
+"""
 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 
-from orchestrator.errors import UserError, describe_validation_error, print_error
-from orchestrator.interrupts import Interrupted
+from orchestrator.config.validation import describe_validation_error
+from orchestrator.errors import ExitCode, Interrupted, SweepError, UserError, print_error
 from orchestrator.run_folder.location import location
-from orchestrator.storage_errors import StorageError, describe_storage_error, storage_error_in
+from orchestrator.storage_errors import describe_storage_error, storage_error_in
+from orchestrator.terminal import Terminal
 
 # Typer imports click or brings a copy of it, by version.
 _UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -35,6 +40,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Replace one setting of the YAML; may be repeated."),
 ]
+DashboardOption = Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard with a local cluster.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 AddressOption = Annotated[
     str | None,
     typer.Option(
@@ -60,23 +67,23 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the space's size, the first proposals and the resource plan.")
     ] = False,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard with a local cluster.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    dashboard: DashboardOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Search a space, retrain the front's configurations, test them, and write it all to a run folder."""
     from orchestrator.config.yaml import load_sweep_config
 
     config = load_sweep_config(space, set_)
-    # After that: what is wrong in a file need not wait for torch and Ray to load.
+    from orchestrator.cluster.connect import ClusterChoice
     from orchestrator.commands.dry_run import show_plan
     from orchestrator.commands.run import run_sweep
 
-    console = Console()
     if dry_run:
-        show_plan(config, console, address=address)
+        show_plan(config, Terminal(), ClusterChoice(address))
         return
-    folder = (Path("runs") / config.name if out is None else location(out, field="--out")).absolute()
-    raise typer.Exit(run_sweep(config, folder, console, address=address, dashboard=dashboard, quiet=quiet))
+    folder = Path("runs") / config.name if out is None else location(out, field="--out")
+    cluster = ClusterChoice(address, dashboard)
+    raise typer.Exit(run_sweep(config, folder.absolute(), Terminal(quiet=quiet), cluster))
 
 
 @app.command(
@@ -87,19 +94,20 @@ def resume(
     run: RunArgument,
     set_: SetOption = None,
     address: AddressOption = None,
-    dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard with a local cluster.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    dashboard: DashboardOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Go on with a run that was interrupted, or let it grow: more trials, more time, further finalists or seeds."""
-    from orchestrator.config.yaml import load_sweep_config
-    from orchestrator.run_folder.ledger import check_run
+    from orchestrator.run_folder.ledger import check_run, load_run_config
 
     folder = location(run)
     check_run(folder)
-    config = load_sweep_config(folder / "config.yaml", set_)
+    config = load_run_config(folder, set_)
+    from orchestrator.cluster.connect import ClusterChoice
     from orchestrator.commands.run import run_sweep
 
-    raise typer.Exit(run_sweep(config, folder.absolute(), Console(), address=address, dashboard=dashboard, quiet=quiet))
+    cluster = ClusterChoice(address, dashboard)
+    raise typer.Exit(run_sweep(config, folder.absolute(), Terminal(quiet=quiet), cluster))
 
 
 @app.command(epilog="Example: lsmha-sweep repair runs/quickstart")
@@ -107,7 +115,7 @@ def repair(run: RunArgument) -> None:
     """Check a run's files, set aside what is damaged, and make tables, study and plot again from the records."""
     from orchestrator.commands.repair import repair_run
 
-    repair_run(location(run).absolute(), Console())
+    repair_run(location(run).absolute(), Terminal())
 
 
 @app.command(epilog="Example: lsmha-sweep validate search_spaces/pareto.yaml")
@@ -133,19 +141,19 @@ def schema() -> None:
 
 @app.command(epilog="Example: lsmha-sweep status runs/quickstart")
 def status(run: RunArgument) -> None:
-    """Say how far a run is, while it runs or after."""
+    """Show the progress of a run, while it runs or after."""
     from orchestrator.commands.status import show_status
 
-    show_status(location(run), Console())
+    show_status(location(run), Terminal())
 
 
 @app.command(epilog="Example: lsmha-sweep front runs/quickstart")
 def front(run: RunArgument) -> None:
     """Print the Pareto front and the finalists of a run."""
-    from orchestrator.reporting.report import show_results
+    from orchestrator.reporting.tables import show_results
     from orchestrator.run_folder.ledger import Ledger
 
-    show_results(Ledger.load(location(run)), Console())
+    show_results(Ledger.load(location(run)), Terminal())
 
 
 @app.command(
@@ -164,9 +172,10 @@ def train(
     gpus: Annotated[float, typer.Option(help="GPUs in all.")] = 0,
     set_: SetOption = None,
     address: AddressOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Train and test one network through Ray Train, without a search."""
+    from orchestrator.cluster.connect import ClusterChoice
     from orchestrator.commands.train import train_one
 
     settings = {"data.name": data, "train.epochs": epochs, "train.seed": seed}
@@ -175,9 +184,14 @@ def train(
     cpus = workers if cpus is None else cpus
     resources = {"workers_per_trial": workers, "cpus_per_trial": cpus, "gpus_per_trial": float(gpus)}
     code = train_one(
-        variant, location(out, field="--out").absolute(), Console(), settings=settings, overrides=set_ or [],
-        resources=resources, address=address, quiet=quiet,
-    )  # fmt: skip
+        variant,
+        location(out, field="--out").absolute(),
+        Terminal(quiet=quiet),
+        ClusterChoice(address),
+        settings=settings,
+        overrides=set_ or [],
+        resources=resources,
+    )
     raise typer.Exit(code)
 
 
@@ -200,7 +214,7 @@ def latency(
     from orchestrator.commands.latency import show_latencies
 
     show_latencies(
-        variant, Console(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
+        variant, Terminal(), num_heads=num_heads, num_conv_blocks=num_conv_blocks,
         settings={"batch_sizes": batch_sizes, "dtype": dtype, "device": device, "mode": mode, "threads": threads,
                   "rounds": rounds},
     )  # fmt: skip
@@ -222,27 +236,27 @@ def analyze(
     data_path: Annotated[str | None, typer.Option(help="Its folder or file.")] = None,
     set_: SetOption = None,
     address: AddressOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Read out of trained networks what each head, node and filter recognizes, and how clearly."""
+    from orchestrator.cluster.connect import ClusterChoice
     from orchestrator.commands.analyze import analyze_checkpoint, analyze_run
 
-    network = location(target, field="RUN|CHECKPOINT")
+    network, terminal, cluster = location(target, field="RUN|CHECKPOINT"), Terminal(quiet=quiet), ClusterChoice(address)
     if (network / "config.yaml").is_file():
         for name, value in (("--num-heads", num_heads), ("--out", out), ("--data", data), ("--data-path", data_path)):
             if value is not None:
                 raise UserError(f"{name}: only for a checkpoint, since a run knows its own, but got {str(value)!r}")
-        raise typer.Exit(analyze_run(network, set_ or [], Console(), address=address, quiet=quiet))
+        raise typer.Exit(analyze_run(network, set_ or [], terminal, cluster))
     asked = {name: value for name, value in (("name", data), ("path", data_path)) if value is not None}
     code = analyze_checkpoint(
         network,
         None if out is None else location(out, field="--out"),
         set_ or [],
-        Console(),
+        terminal,
+        cluster,
         num_heads=num_heads,
         data=asked,
-        address=address,
-        quiet=quiet,
     )
     raise typer.Exit(code)
 
@@ -254,13 +268,13 @@ def analyze(
 def committee(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Folders of runs over the same test set.")],
     out: Annotated[str | None, typer.Option(help="Folder for the committees of several runs.")] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Form committees of the finalists from their stored logits, and say what they gain."""
     from orchestrator.commands.committee import show_committees
 
     folders, folder = [location(run) for run in runs], None if out is None else location(out, field="--out")
-    raise typer.Exit(show_committees(folders, folder, Console(), quiet=quiet))
+    raise typer.Exit(show_committees(folders, folder, Terminal(quiet=quiet)))
 
 
 @app.command(
@@ -274,12 +288,14 @@ def prune(
     ] = None,
     set_: SetOption = None,
     address: AddressOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Prune finalists by what their units recognize, retrain them, and compare with random pruning as sparse."""
+    from orchestrator.cluster.connect import ClusterChoice
     from orchestrator.commands.prune import prune_run
 
-    raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], Console(), address=address, quiet=quiet))
+    terminal = Terminal(quiet=quiet)
+    raise typer.Exit(prune_run(location(run), finalist or [], set_ or [], terminal, ClusterChoice(address)))
 
 
 @app.command(
@@ -301,7 +317,7 @@ def bench(
     from orchestrator.commands.bench import bench_training
 
     bench_training(
-        variants.split(","), Console(), batch_size=batch_size, repeats=repeats, device=device, with_timm=timm,
+        variants.split(","), Terminal(), batch_size=batch_size, repeats=repeats, device=device, with_timm=timm,
         out=None if out is None else Path(out),
     )  # fmt: skip
 
@@ -310,22 +326,20 @@ def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code of its own."""
     try:
         code = app(standalone_mode=False)
-    except UserError as error:
-        _fail(str(error), 2)
-    except ValidationError as error:
-        _fail(describe_validation_error(error), 2)
-    except StorageError as error:
+    except SweepError as error:
         _fail(str(error), error.exit_code)
-    except Interrupted as signalled:
-        sys.exit(signalled.exit_code)
+    except ValidationError as error:
+        _fail(describe_validation_error(error), ExitCode.BAD_INPUT)
+    except Interrupted as signaled:
+        sys.exit(signaled.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 130)
+        _fail("interrupted", 128 + signal.SIGINT)
     except Exception as error:
         if isinstance(error, _UsageError):
-            _fail(_describe_usage_error(error), 2)
+            _fail(_describe_usage_error(error), ExitCode.BAD_INPUT)
         storage_error = storage_error_in(error)
         if storage_error is not None and "://" in str(storage_error.filename):  # a store that did not answer
-            _fail(describe_storage_error(storage_error), StorageError.exit_code)
+            _fail(describe_storage_error(storage_error), ExitCode.STORAGE)
         raise
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -341,7 +355,7 @@ def _describe_usage_error(error: Any) -> str:
     return message
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print_error(message)
     sys.exit(code)
 

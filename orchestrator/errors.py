@@ -1,27 +1,69 @@
-"""What went wrong, in one line: a user's bad input, or an error that came through Ray."""
+"""What can go wrong, and by which exit code a command says so.
+
+LsmhaError (lsmha.errors)   foreseen, in one line
+├── ...                         what the library foresees: data, divergence, memory, damaged files
+└── SweepError                  ends the command
+    ├── UserError                   exit code 2: bad input, nothing written
+    └── StorageError                exit code 3: the run folder is full, read-only or gone
+Interrupted                 exit code 130 or 143: SIGINT or SIGTERM
+
+A lost cluster ends the process by exit code 4, without an exception (`cluster.loss`). Of a training run, an analysis or
+any other work of a worker, `failures.failure_of` tells what was foreseen from what is a fault of the program.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
+from enum import IntEnum
 
-from pydantic import ValidationError
-
-_DIMENSION_TAGS = ("choices", "integers", "numbers")  # pydantic puts the form of a `space` entry into the location
-_SCALAR_TAGS = ("bool", "int", "float", "str")  # and, where none of them fits, each kind of single value
-_WORDS = {
-    "model_type": "must be a mapping of settings",
-    "dict_type": "must be a mapping",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-}
+from lsmha.errors import LsmhaError
 
 
-class UserError(ValueError):
-    """Bad input: the message is one line that names field, value and what is allowed. The CLI exits with code 2."""
+class ExitCode(IntEnum):
+    """How a command ends; with a signal it is 128 and the signal's number, as in a shell."""
+
+    COMPLETE = 0
+    """What was asked for is done; trials that failed are counted and named."""
+    NO_RESULT = 1
+    """Done, but every trial, every finalist, an analysis or the committees failed."""
+    BAD_INPUT = 2
+    STORAGE = 3
+    CLUSTER_LOST = 4
+
+
+class SweepError(LsmhaError):
+    """Ends the command: the message is one line, and `exit_code` what the process ends with."""
+
+    exit_code: ExitCode
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))
+
+
+class UserError(SweepError, ValueError):
+    """Bad input: the message names field, value and what is allowed."""
+
+    exit_code = ExitCode.BAD_INPUT
+
+
+class StorageError(SweepError):
+    """The run folder cannot be written or read."""
+
+    exit_code = ExitCode.STORAGE
+
+
+class Interrupted(BaseException):
+    """A signal asked the sweep to end; `exit_code` is the shell's code for it.
+
+    No `Exception`, as `KeyboardInterrupt` is none: libraries that clean up after an error, and wait for a cluster that
+    the same signal may have ended, let it pass.
+    """
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal.Signals(signal_number).name)
+        self.exit_code = 128 + signal_number
 
 
 def print_error(message: str) -> None:
@@ -29,59 +71,8 @@ def print_error(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
 
 
-def describe_validation_error(error: ValidationError, *, prefix: str = "") -> str:
-    """The first problem of a pydantic error as one line: `field: what is allowed, but got value`."""
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    parts, message = first["loc"], first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        message = "unknown key"
-    elif first["type"] == "missing":
-        message = "required, but not given"
-    elif "but got" not in message:
-        siblings = [problem for problem in problems if problem["loc"][:-1] == parts[:-1]]
-        if len(siblings) > 1 and parts[-1] in _SCALAR_TAGS:
-            parts, message = parts[:-1], "must be a finite number, a word, true or false"
-        elif first["type"] == "too_short":
-            message = f"must have at least {first['ctx']['min_length']} item(s)"
-        else:
-            message = _WORDS.get(first["type"], f"{message[:1].lower()}{message[1:]}")
-        # A number or a word: pydantic has a problem with each of the two.
-        words = [one["ctx"]["expected"] for one in siblings if one["type"] == "literal_error" and one is not first]
-        if words:
-            parts, message = parts[:-1], f"{message}, or {words[0]}"
-        message = f"{message}, but got {_short(first['input'])}"
-    location = ".".join(str(part) or "''" for part in parts if part not in (*_DIMENSION_TAGS, "[key]"))
-    field = ".".join(part for part in (prefix, location) if part)
-    others = {problem["loc"][:2] for problem in problems} - {parts[:2], parts[:1]}
-    more = f" (and {len(others)} more)" if others else ""
-    return " ".join(f"{field}: {message}{more}".removeprefix(": ").split())
-
-
-def describe_error(error: BaseException | None) -> str:
-    """The cause of an error that came through Ray, in one line."""
-    while error is not None and (cause := getattr(error, "cause", None)) is not None:
-        error = cause
-    if error is None:
-        return "unknown error"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # Ray prints a remote traceback first; what was raised stands in its last line.
-    message = lines[-1] if lines else ""
-    name = type(error).__name__
-    return message if message.startswith(name) else f"{name}: {message}".removesuffix(": ")
-
-
-def report_failures(failures: Sequence[str]) -> int:
-    """Print each failure on standard error, whatever was asked to be quiet, and return the exit code: 1, or 0."""
+def report_failures(failures: Sequence[str]) -> ExitCode:
+    """Print each failure on standard error, whatever was asked to be quiet, and return the exit code."""
     for failure in failures:
-        print(f"error: {failure}", file=sys.stderr)
-    return 1 if failures else 0
-
-
-def _short(value: object, limit: int = 60) -> str:
-    return "null" if value is None else shortened(repr(value), limit)
-
-
-def shortened(text: str, limit: int = 60) -> str:
-    """The text, or its beginning if it is longer than `limit`."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+        print_error(failure)
+    return ExitCode.NO_RESULT if failures else ExitCode.COMPLETE

@@ -12,23 +12,11 @@ from contextlib import contextmanager
 from functools import partial
 from types import FrameType
 
+from orchestrator.errors import Interrupted
 from orchestrator.process_exit import end_at_once, end_process
 
-
-class Interrupted(BaseException):
-    """A signal asked the sweep to end; `exit_code` is the shell's code for it.
-
-    No `Exception`, as `KeyboardInterrupt` is none: libraries that clean up after an error, and wait for a cluster that
-    the same signal may have ended, let it pass.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
-        self.exit_code = 128 + signal_number
-
-
-_held_back: list[int] | None = None
-"""Signals that wait for the end of an `interrupts_held_back` block; None outside of one."""
+_deferred: list[int] | None = None
+"""Signals that wait for the end of an `defer_interrupts` block; None outside of one."""
 
 
 @contextmanager
@@ -41,14 +29,17 @@ def interrupts_as_exceptions(
     that still lives `grace_s` seconds after the signal calls `when_stuck` in another thread and exits. A second signal
     ends it at once: what is recorded is whole, and a training run goes on from its last epoch.
     """
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield
+        return
     received: list[int] = []
     received_by_pipe: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if _held_back is None:
+        if _deferred is None:
             raise Interrupted(number)
-        _held_back.append(number)
+        _deferred.append(number)
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     # The interpreter writes a signal's number to this pipe at once, whatever the main thread is doing.
@@ -89,20 +80,20 @@ def interrupts_as_exceptions(
 
 
 @contextmanager
-def interrupts_held_back() -> Iterator[None]:
+def defer_interrupts() -> Iterator[None]:
     """Have `Interrupted` raised behind the block instead of within it: what the block does is done whole.
 
     Only the main thread can be interrupted: in another one this changes nothing. A process that is stuck in the block
     ends as it does elsewhere.
     """
-    global _held_back
-    if threading.current_thread() is not threading.main_thread() or _held_back is not None:
+    global _deferred
+    if threading.current_thread() is not threading.main_thread() or _deferred is not None:
         yield
         return
-    waiting = _held_back = []
+    waiting = _deferred = []
     try:
         yield
     finally:
-        _held_back = None
+        _deferred = None
         if waiting:
             raise Interrupted(waiting[0])

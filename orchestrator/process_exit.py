@@ -10,7 +10,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from orchestrator.errors import describe_error, print_error
+from orchestrator.errors import print_error
+from orchestrator.failures import describe_error
 
 LAST_WORK_S = 45.0
 """How long the last work may take: a storage may not answer either."""

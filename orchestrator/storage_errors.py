@@ -6,6 +6,8 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from orchestrator.errors import StorageError
+
 _STORAGE_ERRNOS = frozenset(
     {
         errno.ENOSPC,
@@ -26,12 +28,6 @@ _STORE_CLIENTS = ("botocore", "aiobotocore", "gcsfs")
 """Packages of whose errors those are that Ray Train meets in an object store; our own files' are `OSError`."""
 
 
-class StorageError(Exception):
-    """The run folder cannot be written or read: the message is one line. The CLI exits with code 3."""
-
-    exit_code = 3
-
-
 def storage_error_in(error: BaseException | None) -> OSError | None:
     """The storage's error behind `error`, also where it came through Ray; None when it is of another kind."""
     while error is not None:
@@ -50,7 +46,7 @@ def describe_storage_error(error: OSError) -> str:
 
 
 @contextmanager
-def storage_errors_in_one_line(advice: str) -> Iterator[None]:
+def translate_storage_errors(advice: str) -> Iterator[None]:
     """Turn the storage's errors in the block, those that came through Ray too, into `StorageError` with some advice."""
     try:
         yield

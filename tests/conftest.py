@@ -18,7 +18,7 @@ TINY = {
     "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized"},
     "train": {"epochs": 1, "batch_size": 50},
     "space": {"num_heads": [1, 4], "depth": [1, 2]},
-    "search": {"num_trials": 4, "wave_size": 2},
+    "search": {"num_trials": 4, "suggestion_batch": 2},
     "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0, "rounds": 1},
     "finalists": {"max_finalists": 2, "seeds": [0]},
 }

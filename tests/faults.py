@@ -8,11 +8,13 @@ import os
 import re
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import ray
+
+from orchestrator.execution.training_job import Completed, EpochEnded
 
 Phase = Literal["half written", "before the rename", "after the rename"]
 Spoilt = Literal["nan", "inf", "string", "missing", "exception", "kill"]
@@ -41,12 +43,12 @@ class Fault:
     """By trial, what becomes of its metrics or of the process that trains it."""
 
     def install_in_driver(self) -> None:
-        """Strike in this process, and in all crews and tasks that it starts."""
+        """Strike in this process, and in all workers and tasks that it starts."""
         # Workers get this module as it is, since they cannot import it.
         ray.cloudpickle.register_pickle_by_value(importlib.import_module(__name__))
         for module, function in (
-            ("orchestrator.execution.worker", "_work_alone"),
-            ("orchestrator.execution.worker", "_work_as_rank"),
+            ("orchestrator.execution.worker", "work_alone"),
+            ("orchestrator.execution.ddp_worker", "work_as_rank"),
             ("orchestrator.execution.tasks", "_do"),
         ):
             setattr(importlib.import_module(module), function, _struck(self, module, function, os.getpid()))
@@ -112,27 +114,30 @@ def _install_kill(kill: Kill, driver: int) -> None:
 
 
 def _spoil_metrics(spoilt: Mapping[str, Spoilt]) -> None:
-    trial = importlib.import_module("orchestrator.execution.worker")
-    run_job = trial.run_job
+    worker = importlib.import_module("orchestrator.execution.worker")
+    run_job = worker.run_job
 
-    def run_job_and_spoil(job: Any, dataset: Any, *, tell: Callable[[str, Any], None], **how: Any) -> Any:
+    def run_job_and_spoil(job: Any, dataset: Any, *, on_event: Callable[[Any], None], **how: Any) -> None:
         how_spoilt = spoilt.get(job.id)
 
-        def spoil(metrics: dict[str, Any]) -> dict[str, Any]:
+        def spoil(metrics: Mapping[str, Any]) -> dict[str, Any]:
             values = {"nan": float("nan"), "inf": float("inf"), "string": "a string"}
             if how_spoilt == "missing":
                 return {name: value for name, value in metrics.items() if name != "val_accuracy"}
-            return {**metrics, "val_accuracy": values[how_spoilt]} if how_spoilt in values else metrics
+            return {**metrics, "val_accuracy": values[how_spoilt]} if how_spoilt in values else dict(metrics)
 
-        def tell_spoilt(kind: str, particulars: Any) -> None:
-            tell(kind, spoil(particulars) if kind == "epoch" else particulars)
+        def on_spoilt_event(event: Any) -> None:
+            if isinstance(event, EpochEnded):
+                event = replace(event, metrics=spoil(event.metrics))
+            if isinstance(event, Completed):
+                curve = tuple(spoil(metrics) for metrics in event.result.curve)
+                event = replace(event, result=replace(event.result, curve=curve))
+            on_event(event)
 
         if how_spoilt == "exception":
             raise RuntimeError("nothing ever goes well")
         if how_spoilt == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        result = run_job(job, dataset, tell=tell_spoilt, **how)
-        result["curve"] = [spoil(metrics) for metrics in result["curve"]]
-        return result
+        run_job(job, dataset, on_event=on_spoilt_event, **how)
 
-    trial.run_job = run_job_and_spoil
+    worker.run_job = run_job_and_spoil

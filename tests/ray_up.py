@@ -12,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from cluster_hosts import Host, Network
+from repository import ROOT
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parent.parent
 SPEC = ROOT / "cluster.local.yaml"
 
 

@@ -28,7 +28,7 @@ from tiny_data import assert_same_bits
 
 from lsmha.io.checksums import read_checked
 from lsmha.io.tables import read_table
-from orchestrator.run_folder.record_files import Record, read_record
+from orchestrator.run_folder.record_files import StoredRecord, read_record
 
 SWEEP = {
     "name": "faults",
@@ -45,7 +45,7 @@ SWEEP = {
         {"metric": "val_accuracy", "direction": "maximize"},
         {"metric": "params", "direction": "minimize"},
     ],
-    "search": {"sampler": "tpe", "num_trials": 8, "wave_size": 4},
+    "search": {"sampler": "tpe", "num_trials": 8, "suggestion_batch": 4},
     "latency": {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0, "rounds": 1},
     "finalists": {"max_finalists": 0, "seeds": [0]},
     "committees": {"resamples": 100},
@@ -177,7 +177,7 @@ class Sweep:
         """Take over a run."""
         shutil.copytree(run, self.run)
 
-    def records(self, kind: str = "trials") -> dict[str, Record]:
+    def records(self, kind: str = "trials") -> dict[str, StoredRecord]:
         """Readable records by name."""
         return records(self.run, kind)
 
@@ -208,7 +208,7 @@ class RunningSweep:
         self._output.seek(0)
         return self._output.read()
 
-    def records(self) -> dict[str, Record]:
+    def records(self) -> dict[str, StoredRecord]:
         return records(self.folder, "trials")
 
     def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
@@ -243,9 +243,9 @@ def write_spec(path: Path, **sections: Any) -> Path:
     return path
 
 
-def records(run: Path, kind: str) -> dict[str, Record]:
+def records(run: Path, kind: str) -> dict[str, StoredRecord]:
     """Records by name, each whole and there once."""
-    found: dict[str, Record] = {}
+    found: dict[str, StoredRecord] = {}
     for path in sorted((run / "records" / kind).glob("[!.]*.json")):
         record = read_record(path)
         assert record.name not in found, f"{record.name} is recorded twice"
@@ -261,8 +261,8 @@ def snapshot(folder: Path) -> dict[Path, bytes | None]:
 def flip_bit(file: Path, seed: int) -> None:
     """Damage a file by one bit of a random byte."""
     content = bytearray(file.read_bytes())
-    moments = random.Random(seed)
-    content[moments.randrange(len(content))] ^= 1 << moments.randrange(8)
+    rng = random.Random(seed)
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     file.write_bytes(content)
 
 

@@ -11,7 +11,7 @@ from lsmha.analysis.fitting import fit_readouts
 from lsmha.analysis.statistics import FieldStatistics, field_statistics
 from lsmha.analysis.symmetry import SymmetryBreaking, head_label_incidence, symmetry_breaking
 from lsmha.analysis.taps import Tap, taps_of
-from lsmha.config import AnalysisConfig, ModelConfig
+from lsmha.config import DATA_DEFINED, AnalysisConfig, ModelConfig
 from lsmha.data import Dataset
 from lsmha.errors import ConfigurationError
 from lsmha.models import CCT
@@ -112,7 +112,7 @@ def analyze(
 
 def check_fit(model: CCT, dataset: Dataset) -> None:
     """Raise ValueError unless the network takes these images, tells these labels apart, and holds finite weights."""
-    for name in ("img_size", "in_channels", "num_classes"):
+    for name in DATA_DEFINED:
         wanted, got = getattr(dataset, name), getattr(model.config, name)
         if wanted != got:
             raise ConfigurationError(f"{name} must be {wanted} for data set {dataset.name}, but the network has {got}")

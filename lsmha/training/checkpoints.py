@@ -13,6 +13,7 @@ import torch
 from lsmha.errors import DamagedFileError
 from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
 from lsmha.io.paths import RunPath, is_remote
+from lsmha.legacy import of_today
 
 _HEADER = f"{CHECKSUM_PLACEHOLDER}\n".encode()
 
@@ -77,7 +78,8 @@ def good_states(path: RunPath, *, map_location: torch.device | str, damaged: lis
             damaged.append(file)
             continue
         stream = io.BytesIO(content[len(_HEADER) :])
-        yield torch.load(stream, map_location=map_location, weights_only=True)
+        state = torch.load(stream, map_location=map_location, weights_only=True)
+        yield {**state, **{name: of_today(state[name]) for name in ("recipe", "plan") if name in state}}
 
 
 def _compact(state: Any) -> Any:

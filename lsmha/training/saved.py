@@ -1,10 +1,11 @@
-"""Trained models on disk: `model.safetensors` beside the `config.json` that says how to build and feed them."""
+"""Trained models on disk: `model.safetensors` beside the `config.json` that says how to build and feed them, and logits
+of held-out images, which committees and error analyses need."""
 
 from __future__ import annotations
 
 import io
 import json
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -12,11 +13,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lsmha.config import ModelConfig, TrainConfig
-from lsmha.data import Dataset
+from lsmha.data import Dataset, LabeledImages
 from lsmha.errors import ConfigurationError, DamagedFileError
-from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, read_checked, write_checked
+from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, checked, read_checked, write_checked
 from lsmha.io.paths import RunPath, is_remote
+from lsmha.legacy import of_today
 from lsmha.models import CCT, from_compact_transformers
+from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
+
+HeldOut = Literal["val", "test"]
+"""`val` logits are there to choose committee members by, `test` logits to report on."""
 
 
 def save_model(model: CCT, folder: RunPath, *, dataset: Dataset, train_config: TrainConfig) -> None:
@@ -94,7 +100,54 @@ def load_data_description(folder: RunPath) -> dict[str, Any]:
     return _read_config(folder)["data"]
 
 
-def load_checkpoint(path: RunPath, *, img_size: int, num_heads: int | None = None) -> CCT:
+class StoredLogits(NamedTuple):
+    """Logits (n, K), labels (n,), and the fingerprint of the test set that goes with them."""
+
+    logits: Tensor
+    labels: Tensor
+    fingerprint: str
+
+
+def logits_path(folder: RunPath, split: HeldOut) -> RunPath:
+    """Where a model's folder keeps the logits of a split."""
+    return folder / f"{split}_logits.safetensors"
+
+
+def save_logits(model: CCT, folder: RunPath, split: HeldOut, *, dataset: Dataset, device: torch.device) -> Evaluation:
+    """Predict a split once, keep logits and labels in `folder`, which is made, and return loss and accuracy.
+
+    Raises:
+        OSError: The storage is full, read-only or gone; what was saved before stays.
+    """
+    folder.mkdir(exist_ok=True)
+    images: LabeledImages = getattr(dataset, split)
+    logits = predict_logits(model, images.images, dataset, device=device)
+    tensors = {"logits": logits.contiguous(), "labels": images.labels.clone()}
+    metadata = {"fingerprint": dataset.fingerprint, "dataset": dataset.name, "checksum": CHECKSUM_PLACEHOLDER}
+    write_checked(logits_path(folder, split), save(tensors, metadata=metadata))
+    return score_logits(logits, images.labels)
+
+
+def load_logits(folder: RunPath, split: HeldOut) -> StoredLogits:
+    """What `save_logits` kept.
+
+    Raises:
+        OSError: There is no such file.
+        DamagedFileError: It is damaged, or of another kind.
+    """
+    path = logits_path(folder, split)
+    content = path.read_bytes()
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # after its length
+        stored = StoredLogits(tensors["logits"], tensors["labels"], header["__metadata__"]["fingerprint"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise DamagedFileError(f"{path} does not hold logits: {' '.join(str(error).split())}") from None
+    checked(content, path, required=False)
+    return stored
+
+
+def load_network(path: RunPath, *, img_size: int, num_heads: int | None = None) -> CCT:
     """A trained network in eval mode, on the CPU: a folder that `save_model` wrote, or a file of published
     Compact-Transformers weights.
 
@@ -137,7 +190,7 @@ def _read_state_dict(path: RunPath) -> dict[str, Tensor]:
 
 
 def _read_config(folder: RunPath) -> dict[str, Any]:
-    content = json.loads(read_checked(folder / "config.json", required=False))
+    content = of_today(json.loads(read_checked(folder / "config.json", required=False)))
     if not isinstance(content, dict) or not {"model", "train", "data"} <= content.keys():
         raise ConfigurationError(f"{folder}/config.json must hold model, train and data")
     return content

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from lsmha.config import ModelConfig, TrainConfig
+from lsmha.config import DATA_DEFINED, ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.devices.compute_plan import ComputePlan, plan_training
 from lsmha.errors import ConfigurationError, DivergenceError, MemoryShortageError
@@ -208,7 +208,7 @@ class TrainState:
             raise ConfigurationError(
                 f"batch_size must be a multiple of the workers, but got {batch_size} for {workers} workers"
             )
-        for name in ("img_size", "in_channels", "num_classes"):
+        for name in DATA_DEFINED:
             wanted, got = getattr(data, name), getattr(self.model_config, name)
             if wanted != got:
                 raise ConfigurationError(f"{name} must be {wanted} for data set {data.name}, but got {got}")

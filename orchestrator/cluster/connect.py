@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +26,37 @@ from orchestrator.errors import UserError
 WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1"}
 
 
+@dataclass(frozen=True)
+class ClusterChoice:
+    """Which cluster a command works on."""
+
+    address: str | None = None
+    """Of one to join; by default RAY_ADDRESS, else one started by `ray start --head` here, else a new local one."""
+    dashboard: bool = False
+    """Start Ray's dashboard with a local one."""
+
+
 @contextmanager
-def connect(address: str | None, *, dashboard: bool = False) -> Iterator[Capacity]:
-    """Join the cluster at `address` (or RAY_ADDRESS, or one started by `ray start --head` here), else start one.
+def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
+    """Join a cluster, or start one.
 
     The job leaves the cluster when the block ends; a cluster started here stops.
 
     Raises:
         UserError: There is no cluster at the address.
     """
-    wanted = address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
+    wanted = cluster.address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
     if wanted not in ("local", "auto") and not answers(wanted):
         raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
     local: dict[str, Any] = {
         **_private_folder(),
-        "include_dashboard": dashboard,
+        "include_dashboard": cluster.dashboard,
         "dashboard_host": "127.0.0.1",
         # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
         "_system_config": {
             "idle_worker_killing_time_threshold_ms": 600_000,
             # The metrics port is on every interface and asks for no token.
-            "enable_metrics_collection": dashboard,
+            "enable_metrics_collection": cluster.dashboard,
         },
     }
     if wanted == "local":

@@ -11,10 +11,8 @@ from typing import NoReturn
 
 import ray
 
+from orchestrator.errors import ExitCode
 from orchestrator.process_exit import end_process
-
-EXIT_CODE = 4
-"""Of a command whose cluster was lost."""
 
 HEAD_PATIENCE_S = 20.0
 """How long the head may be silent: networks hiccup. Ray itself ends the process, from compiled code, after a minute."""
@@ -24,14 +22,14 @@ OWN_PATIENCE_S = 4.0
 
 
 @contextmanager
-def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
+def exit_on_cluster_loss(advice: str, *, when_lost: Callable[[], None] = lambda: None) -> Iterator[None]:
     """End the process should the cluster be lost while the block runs, which may wait in Ray's compiled code by then.
 
     `when_lost` is called before that, once, in another thread; `advice` ends the line on standard error.
     """
     context = ray.get_runtime_context()
     head = context.gcs_address
-    node = next(one for one in ray.nodes() if one["NodeID"] == context.get_node_id())
+    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     own = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
     message = f"the Ray cluster at {head} is lost: %s; {advice}"
     over, telling = threading.Event(), threading.Lock()
@@ -53,7 +51,7 @@ def ends_if_cluster_is_lost(advice: str, *, when_lost: Callable[[], None] = lamb
 
     def end(what: str) -> NoReturn:
         with telling:  # never given back: the process ends
-            end_process(EXIT_CODE, message % what, last_work=when_lost)
+            end_process(ExitCode.CLUSTER_LOST, message % what, last_work=when_lost)
 
     def watch() -> None:
         while not over.wait(1.0):

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table as RichTable
 
 from lsmha.bench.baselines import timm_adamw, vit_pytorch_cct
 from lsmha.bench.report import Report, Table
 from lsmha.bench.training_step import compare_training, tables
 from lsmha.errors import MissingBaselineError
-from orchestrator.commands.options import torch_device, variant_config
+from orchestrator.commands.preflight import torch_device, variant_config
 from orchestrator.errors import UserError
-from orchestrator.plain_text import print_plain
 from orchestrator.run_folder.location import check_output_folder
+from orchestrator.terminal import Terminal
 
 PROTOCOL = """Training steps of one network at batch {batch_size}. Each candidate trains in a process of its own,
 only one at a time and by turns; a ratio is of two candidates in the same repeat. Values are medians over {repeats}
@@ -33,7 +32,7 @@ on the device already."""
 
 def bench_training(
     variants: list[str],
-    console: Console,
+    terminal: Terminal,
     *,
     batch_size: int,
     repeats: int,
@@ -59,7 +58,7 @@ def bench_training(
             timm_adamw(network, learning_rate=1e-3, weight_decay=0.0)
         if out is not None:
             out.parent.mkdir(parents=True, exist_ok=True)
-        with console.status("measuring") as status:
+        with terminal.console.status("measuring") as status:
             speeds, speedups = compare_training(
                 variants,
                 batch_size=batch_size,
@@ -79,10 +78,10 @@ def bench_training(
         results={"speeds": speeds, "speedups": speedups},
     )
     for table in report.tables:
-        console.print(_shown(table))
+        terminal.show(_shown(table))
     if out is not None:
         report.write(out)
-        print_plain(console, f"written: {out}.md, {out}.json")
+        terminal.say(f"written: {out}.md, {out}.json")
 
 
 def _shown(table: Table) -> RichTable:

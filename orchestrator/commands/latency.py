@@ -5,21 +5,34 @@ from __future__ import annotations
 from itertools import count
 from typing import Any
 
-from rich.console import Console
+import torch
 from rich.table import Table
 
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.errors import LatencyError
 from lsmha.latency import LatencyMeasurement, Round, measure_in_rounds, measure_round
 from lsmha.models import model_cost
-from orchestrator.commands.options import torch_device, validated, variant_config
+from orchestrator.commands.preflight import torch_device, variant_config
+from orchestrator.config.validation import validated
 from orchestrator.errors import UserError
-from orchestrator.plain_text import print_plain
+from orchestrator.terminal import Terminal
+
+_COLUMNS = (
+    "num_heads",
+    "conv blocks",
+    "batch",
+    "ms / image",
+    "interquartile",
+    "n",
+    "attention",
+    "params",
+    "MACs",
+)
 
 
 def show_latencies(
     variant: str,
-    console: Console,
+    terminal: Terminal,
     *,
     num_heads: str | None,
     num_conv_blocks: str | None,
@@ -43,31 +56,43 @@ def show_latencies(
         for h in heads
         for c in convs
     ]
-    table = Table(title_justify="left")
-    for name in (
-        "num_heads",
-        "conv blocks",
-        "batch",
-        "ms / image",
-        "interquartile",
-        "n",
-        "attention",
-        "params",
-        "MACs",
-    ):
-        table.add_column(name, justify="right")
+    measured = _measure(models, config, device, terminal)
+    known = [rows for rows in measured if not isinstance(rows, str)]
+    if not known:
+        raise UserError(f"none of these networks can be measured here: {measured[0]}")
+    terminal.show(_table(variant, models, measured, known[0][0]))
+    terminal.say(f"Medians of the medians of n fresh processes, and the quartiles of these; {_disturbed(known)}.")
+
+
+Measured = list[LatencyMeasurement] | str
+"""Of one network by batch size, or why there is nothing."""
+
+
+def _measure(
+    models: list[ModelConfig], config: LatencyConfig, device: torch.device, terminal: Terminal
+) -> list[Measured]:
     made = count(1)
-    with console.status("measuring") as status:
+    with terminal.console.status("measuring") as status:
 
         def make_round() -> Round:
             status.update(f"{len(models)} network(s), round {next(made)} of {config.rounds}")
             return measure_round(models, config, device=device)
 
         try:
-            measured = measure_in_rounds(make_round, config.rounds)
+            return measure_in_rounds(make_round, config.rounds)
         except LatencyError as error:
             raise UserError(str(error)) from None
-    known = [rows for rows in measured if not isinstance(rows, str)]
+
+
+def _table(variant: str, models: list[ModelConfig], measured: list[Measured], shown: LatencyMeasurement) -> Table:
+    """A row for each network and batch size; `shown` is one of the measurements, for what all have in common."""
+    table = Table(
+        title=f"{variant} on {shown.device}, {shown.dtype}, {shown.mode}, {shown.threads} thread(s), "
+        f"torch {shown.torch_version}",
+        title_justify="left",
+    )
+    for name in _COLUMNS:
+        table.add_column(name, justify="right")
     for model, rows in zip(models, measured, strict=True):
         cost = model_cost(model)
         architecture = (str(model.num_heads), str(model.num_conv_blocks))
@@ -78,16 +103,7 @@ def show_latencies(
             spread = f"{row.latency_p25_ms:.3f}-{row.latency_p75_ms:.3f}"
             measurement = (str(row.batch_size), f"{row.latency_ms:.3f}", spread, str(row.processes))
             table.add_row(*architecture, *measurement, row.attention, f"{cost.params:,}", f"{cost.macs:,}")
-    if not known:
-        raise UserError(f"none of these networks can be measured here: {measured[0]}")
-    last = known[0][0]
-    table.title = (
-        f"{variant} on {last.device}, {last.dtype}, {last.mode}, {last.threads} thread(s), torch {last.torch_version}"
-    )
-    console.print(table)
-    print_plain(
-        console, f"Medians of the medians of n fresh processes, and the quartiles of these; {_disturbed(known)}."
-    )
+    return table
 
 
 def _disturbed(measured: list[list[LatencyMeasurement]]) -> str:

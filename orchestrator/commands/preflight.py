@@ -1,30 +1,65 @@
-"""Before anything is written: load the data, and refuse recipes that do not fit it."""
+"""Before anything is written: options read, the data loaded, and recipes that do not fit it refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
+import torch
 from rich.progress import Progress as Bars
 
 from lsmha.analysis.fields import check_labels_present
 from lsmha.analysis.fitting import check_fittable
-from lsmha.config import DataConfig, ReadoutConfig
+from lsmha.config import RECIPE_VERSION, DataConfig, ModelConfig, ReadoutConfig
 from lsmha.data import Dataset, load_dataset
+from lsmha.devices.hardware import default_device
 from lsmha.errors import DataError
+from lsmha.models import VARIANTS
 from orchestrator.config.sweep import IntRange, SweepConfig
 from orchestrator.errors import UserError
+from orchestrator.run_folder.records import Fingerprint
+from orchestrator.search.build import build_space, build_study
+from orchestrator.search.space import SearchSpace
+from orchestrator.search.study import ProposalStudy
+from orchestrator.terminal import Terminal
 
 
-def load_data(config: DataConfig, console: Console, *, quiet: bool) -> Dataset:
+@dataclass(frozen=True)
+class PreparedSweep:
+    """What a sweep needs besides a cluster and a folder."""
+
+    config: SweepConfig
+    dataset: Dataset
+    space: SearchSpace
+    study: ProposalStudy
+    fingerprint: Fingerprint
+
+
+def prepare_sweep(config: SweepConfig, terminal: Terminal) -> PreparedSweep:
+    """Load the data, fit the space to it, and check that each trial can be trained and analyzed.
+
+    Raises:
+        UserError: Something asked for cannot work.
+    """
+    build_space(config)  # what is wrong with the space need not wait for the data
+    dataset = load_data(config.data, terminal)
+    space = build_space(config, dataset)
+    study = build_study(config, space)
+    _check_batches(config, dataset)
+    if config.analysis.enabled:
+        check_analysis("analysis", config.analysis.readout, dataset)
+    return PreparedSweep(config, dataset, space, study, Fingerprint(dataset.digest(), RECIPE_VERSION))
+
+
+def load_data(config: DataConfig, terminal: Terminal) -> Dataset:
     """Load the data set with a progress bar.
 
     Raises:
         UserError: It cannot be loaded as configured.
     """
     try:
-        with Bars(console=console, transient=True, disable=quiet or not console.is_terminal) as bars:
+        with Bars(console=terminal.console, transient=True, disable=not terminal.is_live) as bars:
             tasks: dict[str, Any] = {}
 
             def on_progress(description: str, done: int, total: int) -> None:
@@ -64,7 +99,7 @@ def check_analysis(section: str, readout: ReadoutConfig, dataset: Dataset) -> No
         raise UserError(f"{section}: {error}") from None
 
 
-def check_batches(config: SweepConfig, dataset: Dataset) -> None:
+def _check_batches(config: SweepConfig, dataset: Dataset) -> None:
     """`check_batch_sizes` for every batch size and number of workers of a sweep."""
     workers = {config.resources.workers_per_trial, config.finalist_resources().workers_per_trial}
     searched = config.space.get("batch_size")
@@ -73,3 +108,27 @@ def check_batches(config: SweepConfig, dataset: Dataset) -> None:
     else:
         sizes = searched if isinstance(searched, list) else [config.train.batch_size]
     check_batch_sizes(sizes, workers, dataset, field="space.batch_size" if searched else "train.batch_size")
+
+
+def variant_config(name: str, *, field: str = "VARIANT") -> ModelConfig:
+    """A published variant by name; `field` is what a message calls it.
+
+    Raises:
+        UserError: There is none of that name.
+    """
+    if name not in VARIANTS:
+        raise UserError(f"{field}: must be one of {', '.join(sorted(VARIANTS))}, but got {name!r}")
+    return VARIANTS[name]
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that --device names: `cpu`, `cuda`, or `auto` for the GPU where there is one.
+
+    Raises:
+        UserError: It is none of these, or this machine has no GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device: must be auto, cpu or cuda, but got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device: must be cpu or auto on a machine without a GPU, but got 'cuda'")
+    return default_device() if name == "auto" else torch.device(name)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rich.console import Console
-
 from lsmha.errors import DamagedFileError
 from lsmha.io.checksums import read_checked
 from lsmha.io.paths import RunPath
 from lsmha.io.tables import read_table
-from orchestrator.plain_text import print_plain
-from orchestrator.reporting.artifacts import write_derived_files
+from orchestrator.commands.session import session
+from orchestrator.reporting.artifacts import write_artifacts
 from orchestrator.run_folder.ledger import Ledger, remove_abandoned
-from orchestrator.run_folder.ownership import owned
 from orchestrator.run_folder.status_file import mark_stage
-from orchestrator.storage_errors import storage_errors_in_one_line
+from orchestrator.terminal import Terminal
 
 
-def repair_run(folder: RunPath, console: Console) -> None:
+def repair_run(folder: RunPath, terminal: Terminal) -> None:
     """Set aside what is damaged, make tables, study and plots again from the records, and say what was found.
 
     Nothing is deleted but half-written files: damaged ones go to `damaged/`. What they held is done again by the next
@@ -29,18 +26,18 @@ def repair_run(folder: RunPath, console: Console) -> None:
         StorageError: The folder cannot be written.
     """
     Ledger.load(folder, on_damaged=lambda _: None)  # refuses what is no run, before anything is written
-    with storage_errors_in_one_line("nothing else was changed"), owned(folder):
+    with session(folder, terminal, cluster=None, again="the same command goes on"):
         found = list(_repair(folder.absolute()))
         lost = any(line.startswith("set aside") for line in found)
         if lost:
             mark_stage(folder, "interrupted")
         ledger = Ledger.load(folder)
         ledger.write_config(ledger.config)
-        write_derived_files(ledger, {"complete": False} if lost else None)
+        write_artifacts(ledger, {"complete": False} if lost else None)
     trials, finalists = len(ledger.trials), len(ledger.finalists)
-    found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyzes are recorded")
+    found.append(f"{trials} trials, {finalists} finalist runs and {len(ledger.analyses)} analyses are recorded")
     found.append("config.yaml, tables, study, plot and summary are made again from them")
-    print_plain(console, "\n".join(found))
+    terminal.say("\n".join(found))
 
 
 def _repair(folder: RunPath) -> Iterator[str]:
@@ -53,7 +50,7 @@ def _repair(folder: RunPath) -> Iterator[str]:
         yield f"set aside: {_set_aside(path, folder)} is damaged; what it held will be done again"
     for record in ledger.finalists:
         if record.completed and (reason := _what_is_wrong(ledger.finalist_folder(record.id))):
-            _set_aside(ledger.record_path("finalists", record.id, record.key), folder)
+            _set_aside(ledger.record_path(record), folder)
             yield f"set aside: the record of finalist {record.id}, which will be trained again: {reason}"
     for path in sorted((folder / "checkpoints").glob("*.pt")):
         try:

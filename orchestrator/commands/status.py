@@ -1,18 +1,17 @@
-"""`lsmha-sweep status`: how far a run is."""
+"""`lsmha-sweep status`: how far a run is, while it runs or after."""
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from lsmha.io.paths import RunPath
-from orchestrator.plain_text import print_plain
-from orchestrator.reporting.report import front_hypervolume
+from orchestrator.reporting.summary import front_hypervolume
+from orchestrator.run_folder.committee_rows import ScoredCommittee
 from orchestrator.run_folder.ledger import Ledger
 from orchestrator.run_folder.status_file import describe_stage
 from orchestrator.search.space import describe_point
+from orchestrator.terminal import Terminal
 
 
-def show_status(folder: RunPath, console: Console) -> None:
+def show_status(folder: RunPath, terminal: Terminal) -> None:
     """Print the stage, the counts and the best trial of a run.
 
     Raises:
@@ -26,13 +25,17 @@ def show_status(folder: RunPath, console: Console) -> None:
     ):
         completed = sum(record.completed for record in records)
         lines.append(" ".join(f"{title}: {completed} completed, {len(records) - completed} failed {planned}".split()))
-        lines += [f"  {record.id} failed: {record.error}" for record in records if not record.completed]
+        for record in records:
+            if not record.completed:
+                unforeseen = f" (unforeseen: see tracebacks/{record.id}.txt)" if record.traceback else ""
+                lines.append(f"  {record.id} failed: {record.error}{unforeseen}")
     if ledger.analyses:
-        failed = {run_id: one["error"] for run_id, one in ledger.analyses.items() if one["status"] == "failed"}
-        lines.append(f"analyses: {len(ledger.analyses) - len(failed)} completed, {len(failed)} failed")
-        lines += [f"  {run_id} failed: {error}" for run_id, error in failed.items()]
-    if ledger.committees:
-        lines.append(f"committees: {sum(row['kind'] == 'committee' for row in ledger.committees)} scored")
+        failures = {run_id: record.failure for run_id, record in ledger.analyses.items() if record.failure is not None}
+        lines.append(f"analyses: {len(ledger.analyses) - len(failures)} completed, {len(failures)} failed")
+        lines += [f"  {run_id} failed: {failure.reason}" for run_id, failure in failures.items()]
+    if ledger.committees is not None:
+        scored = sum(isinstance(row, ScoredCommittee) for row in ledger.committees.rows)
+        lines.append(f"committees: {scored} scored")
     front = ledger.front()
     if front:
         objective = ledger.config.objectives[0].metric
@@ -40,4 +43,4 @@ def show_status(folder: RunPath, console: Console) -> None:
         lines.append(f"best {objective}: {getattr(best, objective):.4g} ({best.id}: {describe_point(best.point)})")
         volume = front_hypervolume(ledger)
         lines.append(f"front: {len(front)} configurations" + (f", hypervolume {volume['value']:.4g}" if volume else ""))
-    print_plain(console, "\n".join(lines))
+    terminal.say("\n".join(lines))

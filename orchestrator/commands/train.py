@@ -6,46 +6,50 @@ import json
 from typing import Any
 
 import ray
-from rich.console import Console
 
+from lsmha.config import DATA_DEFINED, ModelConfig
 from lsmha.io.atomic import atomic_write_text
 from lsmha.io.paths import RunPath, is_remote
 from lsmha.io.tables import write_table
 from lsmha.models import model_cost
 from lsmha.training.checkpoints import checkpoint_files, remove_checkpoint
 from orchestrator.cluster.capacity import check_resources
-from orchestrator.cluster.connect import connect
-from orchestrator.cluster.loss import ends_if_cluster_is_lost
-from orchestrator.cluster.shared_storage import check_shared
-from orchestrator.commands.options import validated, variant_config
-from orchestrator.commands.preflight import check_batch_sizes, load_data
-from orchestrator.config.sweep import DATA_DEFINED, ResourcesConfig, RunConfig
+from orchestrator.cluster.connect import ClusterChoice
+from orchestrator.commands.preflight import check_batch_sizes, load_data, variant_config
+from orchestrator.commands.session import session
+from orchestrator.config.sweep import ResourcesConfig, RunConfig
+from orchestrator.config.validation import validated
 from orchestrator.config.yaml import apply_override
-from orchestrator.errors import UserError
-from orchestrator.execution.worker import TrialJob
-from orchestrator.execution.worker_pool import Crews
-from orchestrator.interrupts import interrupts_as_exceptions
-from orchestrator.plain_text import print_plain
+from orchestrator.errors import ExitCode, UserError
+from orchestrator.execution.training_job import (
+    Completed,
+    EpochEnded,
+    Failed,
+    TrainingEvent,
+    TrainingJob,
+    TrainingResult,
+    Warned,
+)
+from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.run_folder.location import check_output_folder
-from orchestrator.storage_errors import storage_errors_in_one_line
+from orchestrator.run_folder.ownership import OWNER_FILE, check_free
+from orchestrator.terminal import Terminal
 
 
 def train_one(
     variant: str,
     folder: RunPath,
-    console: Console,
+    terminal: Terminal,
+    cluster: ClusterChoice,
     *,
     settings: dict[str, Any],
     overrides: list[str],
     resources: dict[str, Any],
-    address: str | None,
-    quiet: bool,
-) -> int:
+) -> ExitCode:
     """Train a published variant, with `settings` and `overrides` (`a.b=value`) applied, and test it once.
 
     `folder` gets `model.safetensors`, `config.json`, `val_logits.safetensors`, `test_logits.safetensors`,
-    `curve.parquet` and `result.json`. An unfinished run there goes on from its last epoch. Returns the exit code: 0
-    trained and tested, 1 failed.
+    `curve.parquet` and `result.json`. An unfinished run there goes on from its last epoch.
 
     Raises:
         UserError: Something asked for cannot work; nothing has been written.
@@ -53,76 +57,80 @@ def train_one(
     config = _run_config(variant, settings, overrides)
     asked = validated(ResourcesConfig, resources)
     checkpoint = folder / "checkpoint.pt"
-    if is_remote(folder):
-        check_output_folder(folder)
-    # A run that was cut off or failed leaves its checkpoint, or just what Ray keeps.
-    unfinished = {"ray", *(file.name for file in checkpoint_files(checkpoint))}
-    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - unfinished):
-        raise UserError(f"--out: must be a new or empty folder or hold an unfinished run, but {str(folder)!r} does not")
-    dataset = load_data(config.data, console, quiet=quiet)
+    _check_folder(folder, checkpoint)
+    dataset = load_data(config.data, terminal)
     check_batch_sizes([config.train.batch_size], [asked.workers_per_trial], dataset, field="train.batch_size")
     model = config.model.model_copy(update={name: getattr(dataset, name) for name in DATA_DEFINED})
-    with (
-        storage_errors_in_one_line("once mended, the same command goes on from the last epoch"),
-        connect(address) as capacity,
-        interrupts_as_exceptions(),
-        ends_if_cluster_is_lost("on a new one, the same command goes on from the last epoch"),
+    outcome = _Outcome(terminal, config.train.epochs)
+    with session(
+        folder,
+        terminal,
+        cluster=cluster,
+        again="the same command goes on from the last epoch",
+        fits=lambda capacity: check_resources("resources", asked, capacity),
     ):
-        check_resources("resources", asked, capacity)
-        events = _SingleEvents(console, config.train.epochs, quiet=quiet)
-        job = TrialJob("train", model, config.train, checkpoint, export=folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        check_shared(folder)
-        crews = Crews(ray.put(dataset.to_arrays()), storage=folder / "ray")
-        crews.train([job], events, resources=asked, concurrency=1)
-    if events.result is None:
-        print_plain(console, f"failed: {events.failure}")
-        return 1
-    curve = events.result["curve"]
-    write_table(folder / "curve.parquet", curve)
-    kept = ("test_accuracy", "test_loss", "precision", "attention", "train_device")
-    result = {name: events.result[name] for name in kept}
-    result |= {name: curve[-1][name] for name in ("epoch", "val_accuracy", "val_loss")}
-    result |= model_cost(model)._asdict() | {"seed": config.train.seed, "workers": asked.workers_per_trial}
-    atomic_write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
-    remove_checkpoint(checkpoint)
-    if not quiet:
-        print_plain(
-            console,
-            f"val_accuracy={result['val_accuracy']:.4f} test_accuracy={result['test_accuracy']:.4f} "
-            f"params={result['params']:,} macs={result['macs']:,}\nfolder: {folder}",
-        )
-    return 0
+        job = TrainingJob("train", model, config.train, checkpoint, export=folder)
+        pool = WorkerPool(ray.put(dataset.to_arrays()), storage=folder / "ray")
+        pool.train([job], outcome, resources=asked, concurrency=1)
+        if outcome.result is None:
+            terminal.insist(f"failed: {outcome.failure}")
+            return ExitCode.NO_RESULT
+        result = _summary(outcome.result, model) | {"seed": config.train.seed, "workers": asked.workers_per_trial}
+        write_table(folder / "curve.parquet", outcome.result.curve)
+        atomic_write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
+        remove_checkpoint(checkpoint)
+    terminal.say(
+        f"val_accuracy={result['val_accuracy']:.4f} test_accuracy={result['test_accuracy']:.4f} "
+        f"params={result['params']:,} macs={result['macs']:,}\nfolder: {folder}"
+    )
+    return ExitCode.COMPLETE
 
 
-class _SingleEvents:
+class _Outcome:
     """Prints the epochs of the one job and keeps how it ended."""
 
-    def __init__(self, console: Console, epochs: int, *, quiet: bool) -> None:
-        self._console, self._epochs, self._quiet = console, epochs, quiet
-        self.result: dict[str, Any] | None = None
+    def __init__(self, terminal: Terminal, epochs: int) -> None:
+        self._terminal, self._epochs = terminal, epochs
+        self.result: TrainingResult | None = None
         self.failure = "interrupted"
 
-    def started(self, job_id: str) -> None:
-        pass
+    def __call__(self, event: TrainingEvent) -> None:
+        match event:
+            case EpochEnded(metrics=metrics):
+                self._terminal.say(
+                    f"epoch {metrics['epoch']}/{self._epochs} train_loss={metrics['train_loss']:.4f} "
+                    f"val_loss={metrics['val_loss']:.4f} val_accuracy={metrics['val_accuracy']:.4f} "
+                    f"({metrics['images_per_s']:.0f} images/s)"
+                )
+            case Warned():
+                self._terminal.insist(event.message)
+            case Completed():
+                self.result = event.result
+            case Failed():
+                self.failure = event.failure.reason
 
-    def epoch_ended(self, job_id: str, metrics: dict[str, Any]) -> None:
-        if not self._quiet:
-            print_plain(
-                self._console,
-                f"epoch {metrics['epoch']}/{self._epochs} train_loss={metrics['train_loss']:.4f} "
-                f"val_loss={metrics['val_loss']:.4f} val_accuracy={metrics['val_accuracy']:.4f} "
-                f"({metrics['images_per_s']:.0f} images/s)",
-            )
 
-    def warned(self, job_id: str, warning: str) -> None:
-        print_plain(self._console, warning)
+def _check_folder(folder: RunPath, checkpoint: RunPath) -> None:
+    """Refuse a folder that holds anything but an unfinished run."""
+    if is_remote(folder):
+        check_output_folder(folder)
+    # A run that was cut off or failed leaves its checkpoint, or just its owner's name and what Ray keeps.
+    unfinished = {"ray", OWNER_FILE, *(file.name for file in checkpoint_files(checkpoint))}
+    if folder.exists() and (not folder.is_dir() or {path.name for path in folder.iterdir()} - unfinished):
+        raise UserError(f"--out: must be a new or empty folder or hold an unfinished run, but {str(folder)!r} does not")
+    check_free(folder)
 
-    def completed(self, job_id: str, result: dict[str, Any]) -> None:
-        self.result = result
 
-    def failed(self, job_id: str, reason: str) -> None:
-        self.failure = reason
+def _summary(result: TrainingResult, model: ModelConfig) -> dict[str, Any]:
+    last = result.curve[-1]
+    return {
+        **(result.test or {}),
+        "precision": result.precision,
+        "attention": result.attention,
+        "train_device": result.device,
+        **{name: last[name] for name in ("epoch", "val_accuracy", "val_loss")},
+        **model_cost(model)._asdict(),
+    }
 
 
 def _run_config(variant: str, settings: dict[str, Any], overrides: list[str]) -> RunConfig:

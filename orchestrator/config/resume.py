@@ -8,14 +8,22 @@ from typing import Any
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
 
-_FREE = ("resources", "finalists.resources", "search.wave_size", "data.path", "analysis", "committees", "pruning")
+_FREE = (
+    "resources",
+    "finalists.resources",
+    "search.suggestion_batch",
+    "data.path",
+    "analysis",
+    "committees",
+    "pruning",
+)
 """Settings, or whole sections, without effect on trials and finalists."""
 
 _GROWING = ("search.num_trials", "search.max_hours", "finalists.max_finalists")
 _ADDING = ("finalists.seeds", "finalists.include")
 
 
-def extended(recorded: SweepConfig, asked: SweepConfig) -> SweepConfig:
+def merge_for_resume(recorded: SweepConfig, asked: SweepConfig) -> SweepConfig:
     """The settings that a run goes on with when `asked` is what its user wants now.
 
     Raises:
@@ -43,7 +51,7 @@ def _problem(field: str, before: Any, now: Any) -> str | None:
             return None
         return f"{field}: must be at least {'unlimited' if before is None else before}, as in the run, but got {now}"
     if field in _ADDING:
-        missing = [one for one in before if one not in now]
+        missing = [value for value in before if value not in now]
         return f"{field}: must hold {missing[0]}, as in the run, but got {now}" if missing else None
     return f"{field}: must be {before!r}, as in the run, but got {now!r}"
 

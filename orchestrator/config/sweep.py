@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, ValidationError, field_validator
 from typing_extensions import Self
 
 from lsmha.config import (
+    DATA_DEFINED,
     AnalysisConfig,
     Config,
     DataConfig,
@@ -19,8 +20,16 @@ from lsmha.config import (
     distinct,
 )
 
-DATA_DEFINED = ("img_size", "in_channels", "num_classes")
-"""Model fields that follow from the data set and cannot be set or searched."""
+RENAMED_SETTINGS = {
+    "search.wave_size": "search.suggestion_batch",
+    "search.warm_start": "search.points_to_evaluate",
+    "resources.seeds_together": "resources.max_stacked_seeds",
+    "finalists.resources.seeds_together": "finalists.resources.max_stacked_seeds",
+}
+"""What settings are called today, by the name that version 0.1 had. A YAML with an old name is refused."""
+
+DIMENSION_FORMS = ("choices", "integers", "numbers")
+"""Forms of a dimension, as the location of a pydantic error names them."""
 
 Metric = Literal["val_accuracy", "val_loss", "latency_ms", "params", "macs", "seconds"]
 Scalar = bool | int | float | str
@@ -79,7 +88,9 @@ def _kind_of_dimension(value: Any) -> str | None:
 
 
 Dimension = Annotated[
-    Annotated[Choices, Tag("choices")] | Annotated[IntRange, Tag("integers")] | Annotated[FloatRange, Tag("numbers")],
+    Annotated[Choices, Tag(DIMENSION_FORMS[0])]
+    | Annotated[IntRange, Tag(DIMENSION_FORMS[1])]
+    | Annotated[FloatRange, Tag(DIMENSION_FORMS[2])],
     Discriminator(
         _kind_of_dimension,
         custom_error_type="dimension",
@@ -105,23 +116,25 @@ class SearchConfig(Config):
     num_trials: int = Field(20, ge=1)
     """Configurations to train; the search ends earlier when the space is used up. A later session may raise it."""
     max_hours: float | None = Field(None, gt=0)
-    """Wall-clock time for the search, all sessions together: when it is up, no further wave begins. Default: none."""
+    """Wall-clock time for the search, all sessions together: when it is up, no further batch begins. Default: none."""
     startup_trials: int | None = Field(None, ge=1)
     """Trials before tpe and gp learn from results, and the population of nsga2. By default a quarter of the trials, at
     least 4 and at most 10 (nsga2: 50)."""
-    warm_start: tuple[dict[str, Scalar], ...] = Field((), strict=False)
+    points_to_evaluate: tuple[dict[str, Scalar], ...] = Field((), strict=False)
     """Points to try first, each with a value for every dimension of the space."""
-    wave_size: int = Field(8, ge=1)
-    """Proposals whose latency is measured together, while no trial trains; at least two rounds of concurrent trials."""
+    suggestion_batch: int = Field(8, ge=1)
+    """Suggestions that are made at a time, before any of their results is known: their latency is measured together,
+    while no trial trains. At least twice the concurrent trials."""
 
     def startup(self) -> int:
         """`startup_trials`, or its default."""
         # Optuna's defaults are made for hundreds of trials: in a small sweep a tenth to a quarter explores at first.
-        most = 50 if self.sampler == "nsga2" else 10
-        return self.startup_trials or min(most, max(4, self.num_trials // 4))
+        limit = 50 if self.sampler == "nsga2" else 10
+        return self.startup_trials or min(limit, max(4, self.num_trials // 4))
 
 
-SEEDS_TOGETHER_ON_GPU = 8
+STACKED_SEEDS_ON_GPU = 8
+"""Default of `max_stacked_seeds` on a GPU."""
 
 
 class ResourcesConfig(Config):
@@ -137,7 +150,7 @@ class ResourcesConfig(Config):
     each worker of DDP trials gets a whole one. Where there is no GPU, it is 0."""
     max_concurrent_trials: int | None = Field(None, ge=1)
     """Trials at a time; by default as many as fit."""
-    seeds_together: int | None = Field(None, ge=1)
+    max_stacked_seeds: int | None = Field(None, ge=1)
     """Runs that differ by their seeds alone, such as those of a finalist, trained in one step of stacked parameters, at
     most; by default 8 on a GPU and 1 on CPUs, which do not gain by it. DDP runs train alone."""
     placement: Literal["pack", "spread"] = "pack"
@@ -161,14 +174,14 @@ class ResourcesConfig(Config):
 
     @property
     def gpus(self) -> float:
-        """`gpus_per_trial`; as long as `auto` is not settled, a whole GPU for each worker."""
+        """`gpus_per_trial`; as long as `auto` is not resolved, a whole GPU for each worker."""
         return float(self.workers_per_trial if self.gpus_per_trial == "auto" else self.gpus_per_trial)
 
-    def most_together(self) -> int:
-        """`seeds_together`, with its default."""
+    def stacked_seeds(self) -> int:
+        """`max_stacked_seeds`, with its default."""
         if self.workers_per_trial > 1:
             return 1
-        return self.seeds_together or (SEEDS_TOGETHER_ON_GPU if self.gpus else 1)
+        return self.max_stacked_seeds or (STACKED_SEEDS_ON_GPU if self.gpus else 1)
 
 
 class FinalistsConfig(Config):
@@ -304,7 +317,7 @@ class SweepConfig(RunConfig):
                         f"but got low={dimension.low}, high={dimension.high}"
                     )
         for field, points in (
-            ("search.warm_start", self.search.warm_start),
+            ("search.points_to_evaluate", self.search.points_to_evaluate),
             ("finalists.include", self.finalists.include),
         ):
             for point in points:

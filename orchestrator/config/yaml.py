@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,19 @@ from ruamel.yaml.events import (
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.reader import ReaderError
 
+from lsmha.config import DATA_DEFINED
 from lsmha.io.paths import RunPath
-from orchestrator.config.sweep import DATA_DEFINED, SweepConfig
-from orchestrator.errors import UserError, describe_validation_error, shortened
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.config.validation import describe_validation_error, shortened
+from orchestrator.errors import UserError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
 
 
-def load_sweep_config(path: RunPath, overrides: list[str] | None = None) -> SweepConfig:
+def load_sweep_config(
+    path: RunPath, overrides: list[str] | None = None, *, translate: Callable[[Any], Any] = lambda content: content
+) -> SweepConfig:
     """Read and validate a sweep's YAML (1.2: `1e-3` is a number, `on` a string, duplicate keys an error).
 
     Of YAML's machinery (tags, aliases, directives, several documents) a sweep needs none, so all of it is refused.
@@ -37,6 +42,7 @@ def load_sweep_config(path: RunPath, overrides: list[str] | None = None) -> Swee
     Args:
         path: The file.
         overrides: `a.b=value` settings, values in YAML, applied over the file.
+        translate: Gives the file's content, nested plain values, in the words of today.
 
     Raises:
         UserError: The file cannot be read or is not a valid sweep.
@@ -53,6 +59,7 @@ def load_sweep_config(path: RunPath, overrides: list[str] | None = None) -> Swee
     content = _parse_yaml(text, source=str(path))
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be a mapping with keys such as name, data and space")
+    content = translate(content)
     for override in overrides or []:
         apply_override(content, override)
     try:

@@ -8,7 +8,6 @@ from typing import Any
 
 import ray
 import torch
-from pydantic import ValidationError
 
 from lsmha.bench.packing import Packing, measure_packing
 from lsmha.config import ModelConfig, TrainConfig
@@ -16,80 +15,88 @@ from lsmha.data import Dataset
 from lsmha.models import model_cost
 from orchestrator.cluster.capacity import Capacity
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
+from orchestrator.config.validation import validated
 from orchestrator.config.yaml import plain_settings
-from orchestrator.errors import UserError, describe_error, describe_validation_error
+from orchestrator.execution.waiting import result_of
+from orchestrator.failures import describe_error
 from orchestrator.search.space import SearchSpace
 
 Measure = Callable[[ModelConfig, TrainConfig, int], Packing]
 """Measures a network and recipe with so many runs at most on one GPU."""
 
 
-def without_gpus(config: SweepConfig, capacity: Capacity) -> SweepConfig:
-    """The settings with `auto` settled, if there are no GPUs that could be shared.
-
-    Raises:
-        UserError: Something else in them needs a GPU.
-    """
-    if capacity.gpus:
-        return config
-    settled = _with_share(config, lambda resources: 0.0)
-    try:
-        SweepConfig.model_validate(plain_settings(settled))
-    except ValidationError as error:
-        raise UserError(describe_validation_error(error)) from None
-    return settled
-
-
-def with_gpu_share(
+def resolve_gpu_share(
     config: SweepConfig,
     space: SearchSpace,
     capacity: Capacity,
     *,
+    measure: Measure | None,
+    say: Callable[[str], None] = lambda _: None,
+) -> SweepConfig:
+    """The settings with every `gpus_per_trial: auto` resolved: 0 on a cluster without GPUs, else what was measured.
+
+    Args:
+        config: The settings.
+        space: Its largest network is measured.
+        capacity: Of the cluster.
+        measure: How; with None, what would have to be measured stays `auto`.
+        say: Gets a line about it.
+
+    Raises:
+        UserError: There is no GPU, and something else in the settings needs one.
+    """
+    if not capacity.gpus:
+        resolved = _with_share(config, lambda resources: 0.0)
+        validated(SweepConfig, plain_settings(resolved))
+        return resolved
+    if measure is None:
+        return config
+    return _with_share(config, lambda resources: _measured_share(resources, space, capacity, measure, say))
+
+
+def _measured_share(
+    resources: ResourcesConfig,
+    space: SearchSpace,
+    capacity: Capacity,
     measure: Measure,
     say: Callable[[str], None],
-) -> SweepConfig:
-    """The settings with every `auto` replaced by what was measured; `say` gets a line about it."""
-
-    def share(resources: ResourcesConfig) -> float:
-        if resources.workers_per_trial > 1:
-            return float(resources.workers_per_trial)
-        most = _most_runs(resources, capacity)
-        if most == 1:
-            return 1.0
-        model, train = _largest(space)
-        say("measuring how many trials share a GPU best")
-        try:
-            packing = measure(model, train, most)
-        except ray.exceptions.RayError as error:
-            say(f"a trial has a GPU to itself, since sharing could not be measured: {describe_error(error)}")
-            return 1.0
-        say(_told(packing))
-        return 1 / packing.runs
-
-    return _with_share(config, share)
+) -> float:
+    """GPUs of one trial."""
+    if resources.workers_per_trial > 1:
+        return float(resources.workers_per_trial)
+    max_runs = _max_runs(resources, capacity)
+    if max_runs == 1:
+        return 1.0
+    model, train = _largest(space)
+    say("measuring how many trials share a GPU best")
+    try:
+        packing = measure(model, train, max_runs)
+    except ray.exceptions.RayError as error:
+        say(f"a trial has a GPU to itself, since sharing could not be measured: {describe_error(error)}")
+        return 1.0
+    say(_described(packing))
+    return 1 / packing.runs
 
 
 def on_one_gpu(capacity: Capacity, dataset: Dataset) -> Measure:
     """Measures in a Ray task that has a GPU, and the CPUs of its share of a node, to itself."""
 
-    def measure(model: ModelConfig, train: TrainConfig, most: int) -> Packing:
+    def measure(model: ModelConfig, train: TrainConfig, max_runs: int) -> Packing:
         cpus = max(int(cpus // gpus) for cpus, gpus in capacity.nodes if gpus >= 1)
         task: Any = ray.remote(_measure).options(num_cpus=cpus, num_gpus=1, name="gpu share", max_retries=3)
         data_bytes = dataset.train.images.nbytes
-        pending = task.remote(model.model_dump_json(), train.model_dump_json(), most, data_bytes)
-        while not ray.wait([pending], timeout=1)[0]:  # with a limit, so that a signal is noticed
-            pass
-        return Packing(**ray.get(pending))
+        pending = task.remote(model.model_dump_json(), train.model_dump_json(), max_runs, data_bytes)
+        return Packing(**result_of(pending))
 
     return measure
 
 
-def _measure(model: str, train: str, most: int, data_bytes: int) -> dict[str, Any]:
+def _measure(model: str, train: str, max_runs: int, data_bytes: int) -> dict[str, Any]:
     packing = measure_packing(
         ModelConfig.model_validate_json(model),
         TrainConfig.model_validate_json(train),
         device=torch.device("cuda"),
-        max_runs=most,
+        max_runs=max_runs,
         data_bytes=data_bytes,
     )
     return asdict(packing)
@@ -98,7 +105,7 @@ def _measure(model: str, train: str, most: int, data_bytes: int) -> dict[str, An
 def _with_share(config: SweepConfig, share: Callable[[ResourcesConfig], float]) -> SweepConfig:
     known: dict[ResourcesConfig, float] = {}
 
-    def settled(resources: ResourcesConfig) -> ResourcesConfig:
+    def resolved(resources: ResourcesConfig) -> ResourcesConfig:
         if resources.gpus_per_trial != "auto":
             return resources
         if resources not in known:
@@ -107,11 +114,11 @@ def _with_share(config: SweepConfig, share: Callable[[ResourcesConfig], float]) 
 
     finalists = config.finalists
     if finalists.resources is not None:
-        finalists = finalists.model_copy(update={"resources": settled(finalists.resources)})
-    return config.model_copy(update={"resources": settled(config.resources), "finalists": finalists})
+        finalists = finalists.model_copy(update={"resources": resolved(finalists.resources)})
+    return config.model_copy(update={"resources": resolved(config.resources), "finalists": finalists})
 
 
-def _most_runs(resources: ResourcesConfig, capacity: Capacity) -> int:
+def _max_runs(resources: ResourcesConfig, capacity: Capacity) -> int:
     """Trials on one GPU for which the CPUs of every node with GPUs are enough."""
     shares = [cpus / gpus for cpus, gpus in capacity.nodes if gpus >= 1]
     return max(1, int(min(shares, default=1) // resources.cpus_per_trial))
@@ -122,7 +129,7 @@ def _largest(space: SearchSpace) -> tuple[ModelConfig, TrainConfig]:
     return max((space.build(point) for point in space.points), key=lambda built: model_cost(built[0]).macs)
 
 
-def _told(packing: Packing) -> str:
+def _described(packing: Packing) -> str:
     speeds = ", ".join(f"{runs} together {speed:,.0f}" for runs, speed in packing.images_per_s.items() if runs > 1)
     alone = f"one trains {packing.images_per_s[1]:,.0f} images/s"
     who = "a trial has a GPU to itself" if packing.runs == 1 else f"{packing.runs} trials share a GPU"

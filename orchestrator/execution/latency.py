@@ -3,7 +3,6 @@ front in rounds."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,20 +14,23 @@ from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.errors import LatencyError
 from lsmha.latency import Round, measure_in_rounds, measure_latency, measure_round
 from orchestrator.cluster.capacity import Capacity
-from orchestrator.errors import UserError, describe_error
-from orchestrator.run_folder.content_hash import key_of
+from orchestrator.errors import UserError
+from orchestrator.execution.waiting import done_among, result_of
+from orchestrator.failures import describe_error
+from orchestrator.run_folder.content_hash import architecture_hash, content_hash, latency_relevant
+from orchestrator.run_folder.records import LatencyRecord
 
 
 class LatencyCache:
     """Measured latencies by architecture; `measure` fills it, `latency_ms` looks up.
 
     Nothing in Ray isolates a measurement, so a task claims the whole device: one GPU, or all CPUs of the largest node.
-    It runs when they are free; measure when no crew holds them. One front compares latencies of one kind of device:
+    It runs when they are free; measure when no worker holds them. One front compares latencies of one kind of device:
     nodes with another kind are found out by what they measure, which does not count, and get no further task.
 
     Args:
-        known: Rows by `architecture_key`, of an earlier session too; whoever is told of new ones adds them here.
-        on_measured: Told the architecture, the key of the measurement, and its rows.
+        known: By `architecture_hash`, of an earlier session too; whoever is told of new ones adds them here.
+        on_measured: Told each new measurement.
     """
 
     def __init__(
@@ -37,8 +39,8 @@ class LatencyCache:
         capacity: Capacity,
         *,
         use_gpu: bool,
-        known: Mapping[str, list[dict[str, Any]]],
-        on_measured: Callable[[str, str, list[dict[str, Any]]], None],
+        known: Mapping[str, LatencyRecord],
+        on_measured: Callable[[LatencyRecord], None],
     ) -> None:
         self._config = config
         self._use_gpu = use_gpu
@@ -53,18 +55,18 @@ class LatencyCache:
         self._known = known
         self._on_measured = on_measured
         self._errors: dict[str, str] = {}
-        self._device = next(iter(known.values()))[0]["device"] if known else config.device_name
+        self._device = next(iter(known.values())).device if known else config.device_name
         self._others: dict[str, str] = {}
         """Nodes whose device is of another kind, and which."""
 
     def latency_ms(self, model: ModelConfig) -> float | None:
         """Median per image at the first batch size, in milliseconds; None when it could not be measured."""
-        rows = self._known.get(architecture_key(model))
-        return rows[0]["latency_ms"] if rows else None
+        measured = self._known.get(architecture_hash(model))
+        return None if measured is None else measured.latency_ms
 
     def error(self, model: ModelConfig) -> str | None:
         """Why an architecture could not be measured, in one line."""
-        return self._errors.get(architecture_key(model))
+        return self._errors.get(architecture_hash(model))
 
     def measure(self, models: Iterable[ModelConfig], *, on_progress: Callable[[int, int], None]) -> None:
         """Measure those not yet known; blocks. `on_progress` gets the number done and the number to do.
@@ -73,15 +75,14 @@ class LatencyCache:
             UserError: No node has the device that was asked for, or that earlier sessions of the run measured on.
         """
         wanted = {
-            key: _architecture(model)
+            name: latency_relevant(model)
             for model in models
-            if (key := architecture_key(model)) not in self._known and key not in self._errors
+            if (name := architecture_hash(model)) not in self._known and name not in self._errors
         }
         pending = {self._start(_measure, model.model_dump_json()): model for model in wanted.values()}
         while pending:
             on_progress(len(wanted) - len(pending), len(wanted))
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=1)  # with a limit, so that a signal is noticed
-            for task in done:
+            for task in done_among(pending):
                 model = pending.pop(task)
                 if not self._collect(model, task):
                     pending[self._start(_measure, model.model_dump_json())] = model
@@ -92,19 +93,19 @@ class LatencyCache:
         self,
         models: Iterable[ModelConfig],
         *,
-        on_measured: Callable[[str, str, list[dict[str, Any]]], None],
+        on_measured: Callable[[LatencyRecord], None],
         on_progress: Callable[[int, int], None],
     ) -> dict[str, str]:
-        """Measure networks beside one another (`lsmha.latency.rounds`); blocks. `on_measured` is told as that of the
-        cache is, when all rounds are made; `on_progress` gets the rounds made and to be made.
+        """Measure networks beside one another (`lsmha.latency.rounds`); blocks. `on_measured` is told when all rounds
+        are made; `on_progress` gets the rounds made and to be made.
 
         Returns:
-            Why some could not be measured, in one line each, by `architecture_key`.
+            Why some could not be measured, in one line each, by `architecture_hash`.
 
         Raises:
             UserError: As `measure` does.
         """
-        wanted = {architecture_key(model): _architecture(model) for model in models}
+        wanted = {architecture_hash(model): latency_relevant(model) for model in models}
         rounds = self._config.rounds
         made = 0
 
@@ -121,21 +122,19 @@ class LatencyCache:
             return dict.fromkeys(wanted, str(error))
         on_progress(made, made)
         errors = {}
-        for (key, model), rows in zip(wanted.items(), measured, strict=True):
+        for (name, model), rows in zip(wanted.items(), measured, strict=True):
             if isinstance(rows, str):
-                errors[key] = rows
+                errors[name] = rows
             else:
-                on_measured(*self._found(key, model, [asdict(row) for row in rows]))
+                on_measured(self._record(name, model, [asdict(row) for row in rows], in_rounds=True))
         return errors
 
     def _round(self, models: list[ModelConfig]) -> Round:
         """A round on a device of the right kind."""
         while True:
             task = self._start(_measure_round, [model.model_dump_json() for model in models])
-            while not ray.wait([task], timeout=1)[0]:  # with a limit, so that a signal is noticed
-                pass
             try:
-                node, found = ray.get(task)
+                node, found = result_of(task)
             except ray.exceptions.RayError as error:
                 raise LatencyError(describe_error(error)) from None
             devices = [rows[0].device for rows in found.measured if not isinstance(rows, str)]
@@ -155,10 +154,12 @@ class LatencyCache:
             self._others[node] = device
         return device == self._device
 
-    def _found(self, key: str, model: ModelConfig, rows: list[dict[str, Any]]) -> tuple[str, str, list[dict[str, Any]]]:
-        """An architecture, the key of its measurement, and the rows of the table."""
-        work = {"architecture": key, "latency": self._config.model_dump(mode="json"), "device": rows[0]["device"]}
-        return key, key_of(work), [{"architecture": key, **_columns(model), **row} for row in rows]
+    def _record(
+        self, name: str, model: ModelConfig, rows: list[dict[str, Any]], *, in_rounds: bool = False
+    ) -> LatencyRecord:
+        work = {"architecture": name, "latency": self._config.model_dump(mode="json"), "device": rows[0]["device"]}
+        columns = {"architecture": name, **_columns(model)}
+        return LatencyRecord(name, content_hash(work), [{**columns, **row} for row in rows], in_rounds)
 
     def _check_devices(self) -> None:
         """Raise UserError where a task would wait for ever for the right kind of device."""
@@ -175,26 +176,16 @@ class LatencyCache:
 
     def _collect(self, model: ModelConfig, task: ray.ObjectRef) -> bool:
         """Take what a task has measured; returns whether that settles the architecture."""
-        key = architecture_key(model)
+        name = architecture_hash(model)
         try:
             node, rows = ray.get(task)
         except ray.exceptions.RayError as error:
-            self._errors[key] = f"latency: {describe_error(error)}"
+            self._errors[name] = f"latency: {describe_error(error)}"
             return True
         if not self._is_right(rows[0]["device"], node):
             return False
-        self._on_measured(*self._found(key, model, rows))
+        self._on_measured(self._record(name, model, rows))
         return True
-
-
-def architecture_key(model: ModelConfig) -> str:
-    """Short stable name of a network: equal for equal networks."""
-    return hashlib.sha256(_architecture(model).model_dump_json().encode()).hexdigest()[:12]
-
-
-def _architecture(model: ModelConfig) -> ModelConfig:
-    """What latency depends on: dropout does nothing at inference."""
-    return model.canonical().model_copy(update={"drop_path": 0.0, "attn_drop": 0.0})
 
 
 def _columns(model: ModelConfig) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from ray.util.queue import Queue
 from lsmha.data import Dataset
 from lsmha.progress import OnProgress
 from orchestrator.cluster.connect import on_this_node
-from orchestrator.errors import describe_error
+from orchestrator.execution.waiting import done_among
+from orchestrator.failures import Failure, failure_of
 from orchestrator.storage_errors import storage_error_in
 
 
@@ -34,8 +35,8 @@ class TaskEvents(Protocol):
     def completed(self, job_id: str, result: Any) -> None:
         """It has a result."""
 
-    def failed(self, job_id: str, reason: str) -> None:
-        """It has none, and will have none; `reason` is one line."""
+    def failed(self, job_id: str, failure: Failure) -> None:
+        """It has none, and will have none."""
 
 
 JobT = TypeVar("JobT", bound=Job)
@@ -59,7 +60,7 @@ def run_tasks(
     pending = {task.remote(work, job, [arrays], cpus, gpus > 0, reports): job for job in jobs}
     try:
         while pending:
-            done, _ = ray.wait(list(pending), num_returns=1, timeout=0.5)
+            done = done_among(pending, within_s=0.5)
             for report in _waiting(reports):
                 events.progressed(*report)
             for finished in done:
@@ -69,7 +70,7 @@ def run_tasks(
                 except ray.exceptions.RayError as error:
                     if storage_error := storage_error_in(error):
                         raise storage_error from None
-                    events.failed(job.id, describe_error(error))
+                    events.failed(job.id, failure_of(error))
                 else:
                     events.completed(job.id, result)
     finally:

@@ -1,39 +1,55 @@
 """What a worker process shows of the job that it does: lines in its log, and its name.
 
-A crew does many jobs in one Ray task, so the names that Ray gives say nothing of trials. The log is in Ray's dashboard,
-and in `logs/worker-*.out` of its session on the node; the name is in the dashboard's list of workers, and in `ps`.
+A worker does many jobs in one Ray task, so the names that Ray gives say nothing of trials. The log is in Ray's
+dashboard, and in `logs/worker-*.out` of its session on the node; the name is in the dashboard's list of workers, and in
+`ps`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray import _raylet
 
+from orchestrator.execution.training_job import Completed, EpochEnded, Failed, Started, TrainingEvent, Warned
+
 
 @contextmanager
-def shown(job_id: str) -> Iterator[None]:
-    """Log the job's start, and the exception that ends it; meanwhile the process is called like `ray::crew:t0007`."""
+def log_job(job_id: str) -> Iterator[None]:
+    """Log the job's start, and the exception that ends it; meanwhile the process is called like `ray::train:t0007`."""
     with _process_called(job_id):
         log(job_id, "started")
         try:
             yield
         except BaseException as error:
-            log(job_id, "broken off", f"{type(error).__name__}: {error}")
+            log(job_id, f"broken off {type(error).__name__}: {error}")
             raise
 
 
-def log(job_id: str, event: str, particulars: Any = None) -> None:
-    """One line: time, job, what happened, and what came with it; of a result, the last epoch. Never fails."""
-    if isinstance(particulars, dict):
-        curve = particulars.get("curve")
-        values = (curve[-1] if curve else {}) | {name: one for name, one in particulars.items() if name != "curve"}
-        particulars = " ".join(f"{name}={_short(value)}" for name, value in values.items())
-        event = "" if event == "epoch" else event  # as "epoch=3" it is there already
-    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job_id}: {event} {'' if particulars is None else particulars}"
+def log_event(event: TrainingEvent) -> None:
+    """One line for an event. Never fails."""
+    match event:
+        case Started():
+            log(event.job_id, "started")
+        case EpochEnded():
+            device = {"gpu_memory_gib": event.gpu_memory_gib, "utilization": event.utilization}
+            log(event.job_id, _shown({**event.metrics, **device}))
+        case Warned():
+            log(event.job_id, f"warning {event.message}")
+        case Completed(_, result):
+            last = result.curve[-1] if result.curve else {}
+            how = {"precision": result.precision, "attention": result.attention, "train_device": result.device}
+            log(event.job_id, f"completed {_shown({**last, **how, **(result.test or {})})}")
+        case Failed():
+            log(event.job_id, f"failed {event.failure.reason}")
+
+
+def log(job_id: str, text: str) -> None:
+    """One line: time, job, and what happened. Never fails."""
+    line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {job_id}: {text}"
     with suppress(OSError, ValueError):  # a full disk, a closed log: the job can do without
         print(" ".join(line.split()), flush=True)
 
@@ -53,5 +69,6 @@ def _process_called(job_id: str) -> Iterator[None]:
         rename(title)
 
 
-def _short(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+def _shown(values: Mapping[str, Any]) -> str:
+    words = (f"{value:.5g}" if isinstance(value, float) else str(value) for value in values.values())
+    return " ".join(f"{name}={word}" for name, word in zip(values, words, strict=True))

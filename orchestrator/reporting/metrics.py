@@ -17,7 +17,7 @@ import numpy as np
 from ray.util.metrics import Gauge
 
 from lsmha.pareto import hypervolume, pareto_mask
-from orchestrator.errors import describe_error
+from orchestrator.failures import describe_error
 from orchestrator.run_folder.front import objective_values
 from orchestrator.run_folder.ledger import Ledger
 from orchestrator.run_folder.records import TrialRecord, trial_id
@@ -43,8 +43,8 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "lsmha_hypervolume_reference": (
         "Reference point of lsmha_hypervolume, by objective: twice as bad as the worst completed trial of the first "
-        "wave (half of what is maximized, double of what is minimized). Known when that wave has ended; a resumed "
-        "sweep has the same.",
+        "batch of suggestions (half of what is maximized, double of what is minimized). Known when that batch has "
+        "ended; a resumed sweep has the same.",
         ("sweep", "metric"),
     ),
     "lsmha_images_per_s": (
@@ -215,14 +215,14 @@ class FrontSoFar:
             self._points = points[pareto_mask(points, self._directions)]
         had_reference = self.reference is not None
         if not had_reference:
-            self.reference = self._first_wave_worsened()
+            self.reference = self._first_batch_worsened()
         if self.reference is not None and (records or not had_reference):
             self.hypervolume = hypervolume(self._points, self._directions, self.reference)
 
-    def _first_wave_worsened(self) -> list[float] | None:
-        """The reference point, if the first wave with a completed trial has ended: the same at whatever time."""
-        for wave in list(self._ledger.waves):
-            ended = [self._ledger.tried(trial_id(wave.first + number)) for number in range(len(wave.points))]
+    def _first_batch_worsened(self) -> list[float] | None:
+        """The reference point, if the first batch with a completed trial has ended: the same at whatever time."""
+        for batch in list(self._ledger.batches):
+            ended = [self._ledger.tried(trial_id(batch.first + number)) for number in range(len(batch.points))]
             if any(record is None for record in ended):
                 return None
             values = objective_values([record for record in ended if record and record.completed], self._objectives)

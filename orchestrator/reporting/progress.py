@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.plain_text import print_plain
 from orchestrator.run_folder.records import TrialRecord
 from orchestrator.search.space import Point, describe_point
+from orchestrator.terminal import Terminal
 
 _SHOWN = {
     "val_accuracy": "val_accuracy {:.4f}",
@@ -31,8 +31,8 @@ _SHOWN = {
 class Progress:
     """The state of the current stage, and one plain line for each thing that ends."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, terminal: Terminal) -> None:
+        self._terminal = terminal
         self.title = ""
         self.total = 0
         self.done = 0
@@ -48,11 +48,11 @@ class Progress:
         self._ended_before = 0
         self.running.clear()
         self._stage_started = time.monotonic()
-        print_plain(self.console, f"{title}: {total} {unit}")
+        self._terminal.say(f"{title}: {total} {unit}")
 
     def say(self, text: str) -> None:
         """A plain line."""
-        print_plain(self.console, text)
+        self._terminal.say(text)
 
     def part(self, run_id: str, activity: str, done: int, total: int) -> None:
         """A part of one run's work is done."""
@@ -61,18 +61,18 @@ class Progress:
     def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
         """Work on a run that is no training ended, well or not."""
         self.done, self.failed, self.activity = self.done + (not failed), self.failed + failed, ""
-        print_plain(self.console, f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
+        self._terminal.say(f"[{self.done + self.failed}/{self.total}] {run_id}: {'failed: ' * failed}{outcome}")
 
     def measuring(self, done: int, total: int) -> None:
         """Latency of `done` out of `total` architectures is known."""
         if done == total:
-            print_plain(self.console, f"measured the latency of {total} architecture(s)")
+            self._terminal.say(f"measured the latency of {total} architecture(s)")
         self.activity = f"measuring latency {done}/{total}" if done < total else ""
 
     def making_rounds(self, made: int, total: int) -> None:
         """The latency of the front is measured in rounds."""
         if made == total:
-            print_plain(self.console, f"measured the latency of the front in {total} rounds")
+            self._terminal.say(f"measured the latency of the front in {total} rounds")
         self.activity = f"measuring the latency of the front, round {made + 1}/{total}" if made < total else ""
 
     def started(self, run_id: str, point: Point, epochs: int) -> None:
@@ -80,10 +80,10 @@ class Progress:
         self.activity = ""
         self.running[run_id] = (point, epochs, {})
 
-    def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
+    def epoch_ended(self, run_id: str, metrics: Mapping[str, Any], utilization: float | None = None) -> None:
         """A training run finished an epoch; `metrics` may lack some."""
         point, epochs, _ = self.running[run_id]
-        self.running[run_id] = (point, epochs, metrics)
+        self.running[run_id] = (point, epochs, {**metrics, "utilization": utilization})
 
     def ended(self, record: TrialRecord) -> None:
         """A training run ended, well or not."""
@@ -96,8 +96,7 @@ class Progress:
         else:
             self.failed += 1
             outcome = f"failed: {record.error}"
-        print_plain(
-            self.console,
+        self._terminal.say(
             f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}",
         )
 
@@ -119,8 +118,8 @@ class Progress:
 class LiveProgress(Progress):
     """The live view: bars, running trials, and the front so far."""
 
-    def __init__(self, console: Console, front: Callable[[], RenderableType]) -> None:
-        super().__init__(console)
+    def __init__(self, terminal: Terminal, front: Callable[[], RenderableType]) -> None:
+        super().__init__(terminal)
         self._front = front
         self._front_view: RenderableType = Text("")
         self._bars = Bars(
@@ -164,16 +163,15 @@ class LiveProgress(Progress):
 
 
 @contextmanager
-def sweep_progress(console: Console, front: Callable[[], RenderableType], *, quiet: bool) -> Iterator[Progress]:
-    """The progress that fits the console: live on a terminal, plain lines elsewhere, nothing when quiet."""
-    if quiet:
-        yield Progress(Console(quiet=True))
-    elif not console.is_terminal:
-        yield Progress(console)
+def show_progress(terminal: Terminal, front: Callable[[], RenderableType] = lambda: Text("")) -> Iterator[Progress]:
+    """The progress that fits the terminal: live where somebody watches, with the `front` so far; plain lines elsewhere,
+    nothing when quiet."""
+    if not terminal.is_live:
+        yield Progress(terminal)
     else:
-        progress = LiveProgress(console, front)
+        progress = LiveProgress(terminal, front)
         # Twice a second: latency is measured while this process draws.
-        with Live(progress, console=console, refresh_per_second=2, transient=True):
+        with Live(progress, console=terminal.console, refresh_per_second=2, transient=True):
             yield progress
 
 

@@ -1,11 +1,76 @@
-"""Tables of analyses, committees and prunings for the terminal."""
+"""Tables for the terminal: the front, the finalists, analyses, committees and prunings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
+
+from orchestrator.reporting.summary import finalist_summary
+from orchestrator.run_folder.committee_rows import CommitteeContrast, CommitteeGroup, CommitteeRow
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import PrunedNetwork
+from orchestrator.search.space import describe_point
+from orchestrator.terminal import Terminal
+
+_FORMATS = {
+    "val_accuracy": "{:.4f}",
+    "val_loss": "{:.4f}",
+    "latency_ms": "{:.3f}",
+    "params": "{:,}",
+    "macs": "{:,}",
+    "seconds": "{:.0f}",
+}
+
+
+def show_results(ledger: Ledger, terminal: Terminal) -> None:
+    """Print the front, the finalists and their committees."""
+    terminal.show(front_table(ledger))
+    if any(record.completed for record in ledger.finalists):
+        terminal.show(finalists_table(ledger))
+    if ledger.committees is not None:
+        terminal.show(committees_table(ledger.committees.rows))
+
+
+def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
+    """The front so far, best in the first objective first."""
+    metrics = list(dict.fromkeys([*(objective.metric for objective in ledger.config.objectives), "params"]))
+    table = _configurations_table(title, *metrics)
+    if "latency_ms" in metrics and (conditions := latency_conditions(ledger)):
+        table.caption = f"latency_ms: median per image, {conditions}"
+    for record in ledger.front():
+        values = (_FORMATS[name].format(getattr(record, name)) for name in metrics)
+        table.add_row(record.id, describe_point(record.point), *values)
+    return table
+
+
+def finalists_table(ledger: Ledger) -> Table:
+    """The finalists: mean and standard deviation over the seeds, best validation accuracy first."""
+    table = _configurations_table(
+        f"Finalists after {ledger.config.finalist_epochs()} epochs: mean ± standard deviation over n seeds",
+        *("n", "val_accuracy", "test_accuracy", "latency_ms"),
+    )
+    for finalist in finalist_summary(ledger):
+        table.add_row(
+            finalist.trial,
+            describe_point(finalist.point),
+            str(finalist.n),
+            _spread(finalist.val_accuracy, finalist.val_accuracy_std),
+            _spread(finalist.test_accuracy, finalist.test_accuracy_std),
+            "" if finalist.latency_ms is None else f"{finalist.latency_ms:.3f}",
+        )
+    return table
+
+
+def latency_conditions(ledger: Ledger) -> str:
+    """What the latencies to choose by were measured on: batch size, type, mode, device; empty before there are any."""
+    measured = [*ledger.front_latencies.values(), *ledger.latencies.values()]
+    if not measured:
+        return ""
+    row = measured[0].first
+    on = row["device"] if ledger.config.latency_on_gpu() else f"{row['device']}, threads: {row['threads']}"
+    return f"batch size {row['batch_size']}, {row['dtype']}, {row['mode']}, {on}"
 
 
 def main_rows(blocks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -34,28 +99,29 @@ def analysis_table(name: str, blocks: Iterable[Mapping[str, Any]]) -> Table:
     return table
 
 
-def committees_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+def committees_table(rows: Sequence[CommitteeRow]) -> Table:
     """Groups of committees, and mixed head counts against one architecture, by the first rule."""
-    rows = list(rows)
-    rule = rows[0]["rule"] if rows else ""
+    rule = rows[0].rule if rows else ""
     table = _table(
         f"Committees by {rule}: test accuracy in %, gains over members in points [95 %]",
         "committee",
         numbers=("size", "n", "accuracy", "over best", "over mean"),
     )
     for row in rows:
-        if row["rule"] != rule:
+        if row.rule != rule:
             continue
-        if row["kind"] == "group":
-            gains = (_gain(row, "gain_over_best"), _gain(row, "gain_over_mean"))
-            counts = (str(row["size"]), str(row["num_committees"]))
-            table.add_row(row["group"].replace("_", " "), *counts, f"{100 * row['accuracy']:.2f}", *gains)
-        elif row["kind"] == "contrast":
-            table.add_row("mixed heads over same architecture", str(row["size"]), "", "", _gain(row, "gain"), "")
+        if isinstance(row, CommitteeGroup):
+            over_best = _gain(row.gain_over_best, row.gain_over_best_low, row.gain_over_best_high)
+            over_mean = _gain(row.gain_over_mean, row.gain_over_mean_low, row.gain_over_mean_high)
+            counts = (str(row.size), str(row.num_committees))
+            table.add_row(row.group.replace("_", " "), *counts, f"{100 * row.accuracy:.2f}", over_best, over_mean)
+        elif isinstance(row, CommitteeContrast):
+            gain = _gain(row.gain, row.gain_low, row.gain_high)
+            table.add_row("mixed heads over same architecture", str(row.size), "", "", gain, "")
     return table
 
 
-def pruning_table(rows: Iterable[Mapping[str, Any]]) -> Table:
+def pruning_table(networks: Iterable[PrunedNetwork]) -> Table:
     """Test accuracy of each mask after retraining."""
     table = _table(
         "Pruning: test accuracy after retraining",
@@ -64,17 +130,27 @@ def pruning_table(rows: Iterable[Mapping[str, Any]]) -> Table:
         "mask",
         numbers=("threshold", "kept", "of model", "masked val_accuracy", "test_accuracy"),
     )
-    for row in rows:
+    for network in networks:
         table.add_row(
-            row["id"],
-            row["method"],
-            row["mask"],
-            "" if row["threshold"] is None else f"{row['threshold']:g}",
-            f"{row['kept_of_connections']:.3f}",
-            f"{row['kept_of_model']:.3f}",
-            f"{row['val_accuracy_masked']:.4f}",
-            f"{row['test_accuracy']:.4f}",
+            network.id,
+            network.method,
+            network.mask,
+            "" if network.threshold is None else f"{network.threshold:g}",
+            f"{network.kept_of_connections:.3f}",
+            f"{network.kept_of_model:.3f}",
+            f"{network.val_accuracy_masked:.4f}",
+            f"{network.test_accuracy:.4f}",
         )
+    return table
+
+
+def _configurations_table(title: str, *numbers: str) -> Table:
+    """A table of configurations; a narrow terminal folds those, never the numbers."""
+    table = Table(title=title, title_justify="left", caption_justify="left")
+    table.add_column("trial", no_wrap=True)
+    table.add_column("configuration", overflow="fold", min_width=18)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -87,10 +163,13 @@ def _table(title: str, *names: str, numbers: tuple[str, ...]) -> Table:
     return table
 
 
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:.3f}" + ("" if std is None else f" ± {std:.3f}")
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def _gain(row: Mapping[str, Any], name: str) -> str:
-    mean, low, high = (100 * row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    return f"{mean:+.2f} [{low:.2f}, {high:.2f}]"
+def _gain(mean: float, low: float, high: float) -> str:
+    return f"{100 * mean:+.2f} [{100 * low:.2f}, {100 * high:.2f}]"

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from lsmha.pareto import pareto_mask, pareto_mask_with_ties
 from orchestrator.config.sweep import ObjectiveConfig
-from orchestrator.run_folder.records import TrialRecord
+from orchestrator.run_folder.records import LatencyRecord, TrialRecord
 
 
 def choose_front(
     trials: Sequence[TrialRecord],
     objectives: Sequence[ObjectiveConfig],
-    front_latencies: Mapping[str, Sequence[Mapping[str, Any]]],
+    front_latencies: Mapping[str, LatencyRecord],
 ) -> list[TrialRecord]:
     """The completed trials that no other one beats in every objective, best in the first objective first.
 
-    Where an architecture's latency was measured in rounds (rows in `front_latencies`), that counts, and is in the
+    Where an architecture's latency was measured in rounds (in `front_latencies`), that counts, and is in the
     records returned. Once it was for all of the front, the front is chosen from such trials alone, and latencies whose
     interquartile ranges overlap are ties.
     """
     completed = [_with_latency_of_rounds(record, front_latencies) for record in trials if record.completed]
-    values, directions = objective_values(completed, objectives), [one.direction for one in objectives]
+    values, directions = objective_values(completed, objectives), [objective.direction for objective in objectives]
     front = _sorted(completed, pareto_mask(values, directions), objectives[0])
     metrics = [objective.metric for objective in objectives]
     if "latency_ms" not in metrics or any(record.latency_p25_ms is None for record in front):
@@ -47,13 +46,12 @@ def objective_values(records: Sequence[TrialRecord], objectives: Sequence[Object
     return np.array(rows, dtype=float).reshape(len(records), len(objectives))
 
 
-def _with_latency_of_rounds(
-    record: TrialRecord, front_latencies: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> TrialRecord:
-    rows = front_latencies.get(record.architecture or "")
-    if not rows:
+def _with_latency_of_rounds(record: TrialRecord, front_latencies: Mapping[str, LatencyRecord]) -> TrialRecord:
+    measured = front_latencies.get(record.architecture or "")
+    if measured is None:
         return record
-    return replace(record, **{name: rows[0][name] for name in ("latency_ms", "latency_p25_ms", "latency_p75_ms")})
+    names = ("latency_ms", "latency_p25_ms", "latency_p75_ms")
+    return replace(record, **{name: measured.first[name] for name in names})
 
 
 def _sorted(records: Sequence[TrialRecord], mask: np.ndarray, first: ObjectiveConfig) -> list[TrialRecord]:

@@ -13,11 +13,13 @@ from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from lsmha.io.paths import RunPath
 from orchestrator.errors import UserError
+
+if TYPE_CHECKING:
+    from lsmha.io.object_store import ObjectPath
 
 RENEW_S = 20.0
 """How often an owner renews its lease."""
@@ -27,9 +29,6 @@ LEASE_S = 90.0
 
 SETTLE_S = 2.0
 """After it took over, an owner waits for so long whether another one did, too."""
-
-_leases: dict[str, Lease] = {}
-"""Those of this process, by run folder."""
 
 
 class Lease:
@@ -46,7 +45,7 @@ class Lease:
     records are of the same work, and written whole.
     """
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: ObjectPath) -> None:
         self._file = file
         self._token = uuid4().hex
         self._lock = threading.Lock()
@@ -54,6 +53,45 @@ class Lease:
         self._renewed = _now()
         self.lost: str | None = None
         """Why this process does not own the folder any more; None while it does."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Own the folder of the file for the block.
+
+        Raises:
+            UserError: A live process owns it.
+            OSError: The store cannot be read or written; with ESTALE, out of the middle of the block, another process
+                has taken over, or may have, since the lease could not be renewed.
+        """
+        self.take()
+        with _raised_here(self.error) as raise_here:
+            threading.Thread(target=self.keep, args=[raise_here], name="lease", daemon=True).start()
+            try:
+                yield
+            except Exception:
+                if self.lost:
+                    # Whatever it is by now: raised inside Ray's compiled code, it can come out as a SystemError.
+                    raise self.error() from None
+                raise
+            finally:
+                self.release()
+
+    def is_held(self) -> bool:
+        """Whether a live process has the lease, as far as can be told without writing."""
+        try:
+            holder = _holder(self._file)
+            return (
+                holder is not None and not _is_gone(holder) and _age_s(self._file, datetime.now(timezone.utc)) < LEASE_S
+            )
+        except FileNotFoundError:
+            return False
+
+    def refusal(self) -> str:
+        """Why the folder cannot be had, in one line."""
+        return (
+            f"{self._file.parent}: in use by {_name(_holder(self._file))}; one process at a time may work on a run "
+            f"(if it was killed, the run is free {LEASE_S:g} s later)"
+        )
 
     def take(self) -> None:
         """Take the lease.
@@ -83,7 +121,7 @@ class Lease:
             if _holder(self._file) == holder:
                 self._file.unlink(missing_ok=True)
                 took_over = True
-        raise UserError(refusal(self._file))
+        raise UserError(self.refusal())
 
     def renew(self) -> None:
         """Renew the lease if this process still has it; else say so in `lost`."""
@@ -123,6 +161,12 @@ class Lease:
 
     def release(self) -> None:
         """Give the lease back, if this process still has it."""
+        # A store that does not answer must not keep the process: the lease is then over in its time.
+        releasing = threading.Thread(target=self._release, daemon=True)
+        releasing.start()
+        releasing.join(10)
+
+    def _release(self) -> None:
         self._ended.set()
         with self._lock, suppress(OSError):
             if _token(_holder(self._file)) == self._token:
@@ -138,47 +182,6 @@ class Lease:
             "renewed": time.time(),
         }
         return json.dumps(owner).encode()
-
-
-@contextmanager
-def leased(file: Any) -> Iterator[None]:
-    """Own the folder of the file for the block.
-
-    Raises:
-        UserError: A live process owns it.
-        OSError: The store cannot be read or written; with ESTALE, out of the middle of the block, another process has
-            taken over, or may have, since the lease could not be renewed.
-    """
-    lease = Lease(file)
-    lease.take()
-    folder = str(file.parent)
-    _leases[folder] = lease
-
-    with _raised_here(lease.error) as raise_here:
-        threading.Thread(target=lease.keep, args=[raise_here], name="lease", daemon=True).start()
-        try:
-            yield
-        except Exception:
-            if lease.lost:
-                # Whatever it is by now: raised inside Ray's compiled code, it can come out as a SystemError.
-                raise lease.error() from None
-            raise
-        finally:
-            del _leases[folder]
-            _release(lease)
-
-
-def release_all() -> None:
-    """Give back every lease of this process, which is about to end without leaving its blocks."""
-    for lease in list(_leases.values()):
-        _release(lease)
-
-
-def _release(lease: Lease) -> None:
-    # A store that does not answer must not keep the process: the lease is then over in its time.
-    releasing = threading.Thread(target=lease.release, daemon=True)
-    releasing.start()
-    releasing.join(10)
 
 
 @contextmanager
@@ -207,30 +210,7 @@ def _raised_here(error: Callable[[], Exception]) -> Iterator[Callable[[], None]]
         signal.signal(signal.SIGUSR1, previous)
 
 
-def check_lease(folder: RunPath) -> None:
-    """Raise OSError if this process has lost its lease on the folder; one that it has not leased passes."""
-    if (lease := _leases.get(str(folder))) is not None:
-        lease.check()
-
-
-def is_leased(file: Any) -> bool:
-    """Whether a live process has the lease, as far as can be told without writing."""
-    try:
-        holder = _holder(file)
-        return holder is not None and not _is_gone(holder) and _age_s(file, datetime.now(timezone.utc)) < LEASE_S
-    except FileNotFoundError:
-        return False
-
-
-def refusal(file: Any) -> str:
-    """Why the folder cannot be had, in one line."""
-    return (
-        f"{file.parent}: in use by {_name(_holder(file))}; one process at a time may work on a run "
-        f"(if it was killed, the run is free {LEASE_S:g} s later)"
-    )
-
-
-def store_time(folder: Any) -> datetime:
+def store_time(folder: ObjectPath) -> datetime:
     """The time by the store's clock. Writes and removes a file to learn it: so the folder can be written.
 
     Raises:
@@ -245,7 +225,7 @@ def store_time(folder: Any) -> datetime:
         probe.unlink(missing_ok=True)
 
 
-def _holder(file: Any) -> dict[str, Any] | None:
+def _holder(file: ObjectPath) -> dict[str, Any] | None:
     """Who has the lease: what its file says, nothing where that cannot be read; None where there is no file."""
     try:
         holder = json.loads(file.read_bytes())
@@ -273,7 +253,7 @@ def _is_gone(holder: dict[str, Any]) -> bool:
     return holder.get("started") != _start_time(holder.get("pid"))
 
 
-def _age_s(file: Any, now: datetime) -> float:
+def _age_s(file: ObjectPath, now: datetime) -> float:
     return (now - file.modified()).total_seconds()
 
 

@@ -1,27 +1,36 @@
-"""The run folder: immutable records of all that was found out, and the Parquet tables that follow from them."""
+"""The run folder as a whole: all that was found out, in immutable records, and where everything else is."""
 
 from __future__ import annotations
 
 import time
 from bisect import insort
 from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
 
 from lsmha.errors import DamagedFileError
 from lsmha.io.atomic import abandoned_temporaries, atomic_path
 from lsmha.io.paths import RunPath, is_remote
-from lsmha.io.tables import write_table
 from orchestrator.config.sweep import SweepConfig
-from orchestrator.config.yaml import dump_yaml, load_sweep_config, plain_settings
+from orchestrator.config.yaml import dump_yaml, load_sweep_config
 from orchestrator.errors import UserError
-from orchestrator.interrupts import interrupts_held_back
-from orchestrator.run_folder.content_hash import key_of
+from orchestrator.interrupts import defer_interrupts
 from orchestrator.run_folder.front import choose_front
+from orchestrator.run_folder.legacy import content_of_today, kind_of_today
 from orchestrator.run_folder.location import check_new_folder
 from orchestrator.run_folder.ownership import check_owned
-from orchestrator.run_folder.record_files import Record, read_records, record_path, write_record
-from orchestrator.run_folder.records import Origin, TrialRecord, Wave
+from orchestrator.run_folder.record_files import StoredRecord, read_records, record_path, write_record
+from orchestrator.run_folder.records import (
+    LATEST_COUNTS,
+    AnalysisRecord,
+    CommitteesRecord,
+    Fingerprint,
+    LatencyRecord,
+    PruningRecord,
+    Record,
+    Settings,
+    SuggestionBatch,
+    TrialRecord,
+    record_of,
+)
 
 _FOLDERS = ("records", "checkpoints", "finalists", "analysis")
 
@@ -29,31 +38,30 @@ _FOLDERS = ("records", "checkpoints", "finalists", "analysis")
 class Ledger:
     """Everything a sweep has found out, on disk as soon as it is known.
 
-    `records/` holds the truth: an immutable, checksummed file for each wave of proposals, trial, finalist, latency,
-    analysis, committee and pruning, named by what was run (`record_files.py`). All tables can be made again from it.
+    `records/` holds the truth: an immutable, checksummed file for each record, named by what was run
+    (`record_files.py`). All tables can be made again from it.
     """
 
     def __init__(self, folder: RunPath, config: SweepConfig) -> None:
         self.folder = folder
         self.config = config
-        self.origin: Origin | None = None
-        """What the run's results depend on besides its settings; None before the first session got that far."""
-        self.waves: list[Wave] = []
-        """Proposals in the order they were made."""
+        self.fingerprint: Fingerprint | None = None
+        """None before the first session got that far."""
+        self.batches: list[SuggestionBatch] = []
+        """In the order they were made."""
         self.trials: list[TrialRecord] = []
         """By id, as finalists are."""
         self.finalists: list[TrialRecord] = []
-        self.latencies: dict[str, list[dict[str, Any]]] = {}
-        """Rows by architecture, as the search measured it."""
-        self.front_latencies: dict[str, list[dict[str, Any]]] = {}
+        self.latencies: dict[str, LatencyRecord] = {}
+        """By architecture, as the search measured them."""
+        self.front_latencies: dict[str, LatencyRecord] = {}
         """Likewise, as measured in rounds."""
-        self.analyses: dict[str, dict[str, Any]] = {}
-        """By finalist, the latest: `key`, `status`, `error`, and the rows of its blocks."""
-        self.committees: list[dict[str, Any]] = []
-        """Rows of the latest committees."""
-        self.committees_key: str | None = None
-        self.prunings: dict[str, dict[str, Any]] = {}
-        """Rows by retraining, the latest."""
+        self.analyses: dict[str, AnalysisRecord] = {}
+        """By finalist, the latest."""
+        self.committees: CommitteesRecord | None = None
+        """The latest."""
+        self.prunings: dict[str, PruningRecord] = {}
+        """By retraining, the latest."""
         self._ended: dict[str, TrialRecord] = {}
         self._recorded_config: SweepConfig | None = None
         self._recorded = 0.0
@@ -87,28 +95,25 @@ class Ledger:
         """
         folder = folder.absolute()  # workers run in folders of their own
         check_run(folder)
-        found: list[tuple[RunPath, Record]] = []
+        found: list[tuple[RunPath, StoredRecord]] = []
         paths = sorted((folder / "records").glob("*/[!.]*.json"))  # dot files are half-written ones
-        for path, record in read_records(paths):
-            if not isinstance(record, DamagedFileError):
-                found.append((path, record))
+        for path, read in read_records(paths):
+            if not isinstance(read, DamagedFileError):
+                found.append((path, read))
             elif on_damaged is None:
-                raise UserError(f"RUN: {record}; `lsmha-sweep repair {folder}` sets it aside")
+                raise UserError(f"RUN: {read}; `lsmha-sweep repair {folder}` sets it aside")
             else:
                 on_damaged(path)
-        # Of analyses, committees and prunings the latest counts.
-        found.sort(key=lambda one: one[1].content.get("recorded", 0.0))  # stable: the others stay in order
-        settings = [record.content["settings"] for path, record in found if path.parent.name == "settings"]
-        config = SweepConfig.model_validate(settings[-1]) if settings else load_sweep_config(folder / "config.yaml")
-        ledger = cls(folder, config)
-        for path, record in found:
-            try:
-                ledger._take(path.parent.name, record)
-            except TypeError:  # whole, but with other fields
-                raise UserError(f"RUN: {path} is a record of another version of lsmha-sweep") from None
+        # Of kinds of which the latest counts, it comes last.
+        found.sort(key=lambda item: item[1].content.get("recorded", 0.0))  # stable: the others stay in order
+        records = [(_record(path, stored), stored) for path, stored in found]
+        settings = [record.config for record, _ in records if isinstance(record, Settings)]
+        ledger = cls(folder, settings[-1] if settings else load_run_config(folder))
+        for record, stored in records:
+            ledger._remember(record, recorded=stored.content.get("recorded", 0.0))
         return ledger
 
-    def begin_session(self, config: SweepConfig, origin: Origin) -> None:
+    def begin_session(self, config: SweepConfig, fingerprint: Fingerprint) -> None:
         """Take note of the settings of this session, which owns the folder, and remove what a killed one half wrote."""
         remove_abandoned(self.folder)
         for name in _FOLDERS:
@@ -119,22 +124,26 @@ class Ledger:
         if config != self.config:
             self.write_config(config)  # first: of the two the record counts, and growing from it is allowed
         if config != self._recorded_config:
-            settings = plain_settings(config)
-            self._add_latest("settings", "run", key_of(settings), {"settings": settings})
-        if self.origin is None:
-            self._add("origin", "run", origin.key, asdict(origin))
+            self.add(Settings(config))
+        if self.fingerprint is None:
+            self.add(fingerprint)
 
-    def add_wave(self, wave: Wave) -> None:
-        """Record proposals, before any of them is tried."""
-        self._add("waves", f"w{wave.first:04d}", key_of(asdict(wave)), asdict(wave))
+    def add(self, record: Record) -> None:
+        """Keep a record, on disk and here.
 
-    def add_trial(self, record: TrialRecord) -> None:
-        """Record an ended trial of the search."""
-        self._add("trials", record.id, record.key, asdict(record))
-
-    def add_finalist(self, record: TrialRecord) -> None:
-        """Record an ended finalist."""
-        self._add("finalists", record.id, record.key, asdict(record))
+        Raises:
+            OSError: The storage is full, read-only or gone.
+        """
+        check_owned(self.folder)
+        content, again = record.content(), record.kind in LATEST_COUNTS
+        recorded = self._recorded
+        if again:
+            # Clocks can be set back, and those of two hosts differ; the latest is the latest.
+            recorded = max(time.time(), self._recorded + 1e-3)
+            content = {"recorded": recorded, **content}
+        with defer_interrupts():  # what is on disk is known here, too: it ends in the tables and is counted
+            write_record(self.folder / "records" / record.kind, record.name, record.key, content, replace=again)
+            self._remember(record, recorded=recorded)
 
     def tried(self, run_id: str) -> TrialRecord | None:
         """The record of a trial or finalist; None when it has not ended."""
@@ -145,27 +154,6 @@ class Ledger:
         record = self.tried(run_id)
         return record if record is not None and record.key == key else None
 
-    def add_latency(self, architecture: str, key: str, rows: list[dict[str, Any]]) -> None:
-        """Record the latency rows of one architecture."""
-        self._add("latency", architecture, key, {"rows": rows})
-
-    def add_front_latency(self, architecture: str, key: str, rows: list[dict[str, Any]]) -> None:
-        """Record the latency rows of one architecture, measured in rounds."""
-        self._add("front_latency", architecture, key, {"rows": rows})
-
-    def add_analysis(self, run_id: str, key: str, blocks: list[dict[str, Any]], *, error: str | None = None) -> None:
-        """Record the analysis of a finalist, or why there is none; the latest counts."""
-        content = {"status": "failed" if error else "completed", "error": error, "blocks": blocks}
-        self._add_latest("analyses", run_id, key, content)
-
-    def set_committees(self, key: str, rows: list[dict[str, Any]]) -> None:
-        """Record the committees of the finalists; the latest count."""
-        self._add_latest("committees", "finalists", key, {"rows": rows})
-
-    def add_pruning(self, job_id: str, key: str, row: dict[str, Any]) -> None:
-        """Record a pruned network; of the same name, the latest counts."""
-        self._add_latest("prunings", job_id, key, {"row": row})
-
     def front(self) -> list[TrialRecord]:
         """Completed trials that no other one beats in every objective, best in the first objective first.
 
@@ -174,48 +162,16 @@ class Ledger:
         """
         return choose_front(self.trials, self.config.objectives, self.front_latencies)
 
-    def write_tables(self) -> None:
-        """Write every Parquet table anew, each atomically.
-
-        Raises:
-            OSError: The storage is full, read-only or gone.
-        """
-        check_owned(self.folder)
-        for name, rows in self._tables().items():
-            write_table(self.folder / f"{name}.parquet", rows)
-
-    def _tables(self) -> dict[str, list[dict[str, Any]]]:
-        """Rows by table; those of later stages only where there are any."""
-        ended = self.trials + self.finalists
-        always = {
-            "trials": [record.row() for record in self.trials],
-            "front": [record.row() for record in self.front()],
-            "finalists": [record.row() for record in self.finalists],
-            "latency": [
-                row
-                for latencies in (self.latencies, self.front_latencies)
-                for _, rows in sorted(latencies.items())
-                for row in rows
-            ],
-            "curves": [{"id": record.id, **epoch} for record in ended for epoch in record.curve],
-        }
-        later = {
-            "analysis": [{"id": name, **row} for name, one in sorted(self.analyses.items()) for row in one["blocks"]],
-            "pruning": [row for _, row in sorted(self.prunings.items())],
-            "committees": self.committees,
-        }
-        return always | {name: rows for name, rows in later.items() if rows}
-
-    def record_path(self, kind: str, name: str, key: str) -> RunPath:
+    def record_path(self, record: Record) -> RunPath:
         """The file of a record."""
-        return record_path(self.folder / "records" / kind, name, key)
+        return record_path(self.folder / "records" / record.kind, record.name, record.key)
 
     def checkpoint_path(self, run_id: str) -> RunPath:
         """Where an unfinished training run keeps its state."""
         return self.folder / "checkpoints" / f"{run_id}.pt"
 
     def finalist_folder(self, run_id: str) -> RunPath:
-        """Where a finalist's weights and test logits go."""
+        """Where a finalist's weights and logits go."""
         return self.folder / "finalists" / run_id
 
     def analysis_folder(self, run_id: str) -> RunPath:
@@ -229,43 +185,27 @@ class Ledger:
             dump_yaml(config, temporary)
         self.config = config
 
-    def _add_latest(self, kind: str, name: str, key: str, content: dict[str, Any]) -> None:
-        # Clocks can be set back, and those of two hosts differ; the latest is the latest.
-        self._recorded = max(time.time(), self._recorded + 1e-3)
-        self._add(kind, name, key, {"recorded": self._recorded, **content}, replace=True)
-
-    def _add(self, kind: str, name: str, key: str, content: dict[str, Any], *, replace: bool = False) -> None:
-        check_owned(self.folder)
-        folder = self.folder / "records" / kind
-        with interrupts_held_back():  # what is on disk is known here, too: it ends in the tables and is counted
-            write_record(folder, name, key, content, replace=replace)
-            self._take(kind, Record(name, key, content))
-
-    def _take(self, kind: str, record: Record) -> None:
-        """Know what a record says."""
-        name, key, content = record
-        self._recorded = max(self._recorded, content.get("recorded", 0.0))
-        match kind:
-            case "origin":
-                self.origin = Origin(**content)
-            case "settings":
-                self._recorded_config = SweepConfig.model_validate(content["settings"])
-            case "waves":
-                insort(self.waves, Wave(**content), key=lambda wave: wave.first)
-            case "trials" | "finalists":
-                ended = TrialRecord(**content)
-                self._ended[name] = ended
-                insort(self.trials if kind == "trials" else self.finalists, ended, key=lambda one: one.id)
-            case "latency":
-                self.latencies[name] = content["rows"]
-            case "front_latency":
-                self.front_latencies[name] = content["rows"]
-            case "analyses":
-                self.analyses[name] = {"key": key, **content}
-            case "committees":
-                self.committees, self.committees_key = content["rows"], key
-            case "prunings":
-                self.prunings[name] = content["row"]
+    def _remember(self, record: Record, *, recorded: float) -> None:
+        self._recorded = max(self._recorded, recorded)
+        match record:
+            case Fingerprint():
+                self.fingerprint = record
+            case Settings():
+                self._recorded_config = record.config
+            case SuggestionBatch():
+                insort(self.batches, record, key=lambda batch: batch.first)
+            case TrialRecord():
+                self._ended[record.id] = record
+                insort(self.finalists if record.is_finalist else self.trials, record, key=lambda other: other.id)
+            case LatencyRecord():
+                known = self.front_latencies if record.in_rounds else self.latencies
+                known[record.architecture] = record
+            case AnalysisRecord():
+                self.analyses[record.finalist] = record
+            case CommitteesRecord():
+                self.committees = record
+            case PruningRecord():
+                self.prunings[record.name] = record
 
 
 def is_run(folder: RunPath) -> bool:
@@ -288,6 +228,15 @@ def check_run(folder: RunPath) -> None:
         raise UserError(f"RUN: must be the folder of a run (with a config.yaml), but got {str(folder)!r}")
 
 
+def load_run_config(folder: RunPath, overrides: list[str] | None = None) -> SweepConfig:
+    """The settings of a run from its `config.yaml`, which an earlier version may have written, with overrides.
+
+    Raises:
+        UserError: The file cannot be read or is not valid, or an override is not.
+    """
+    return load_sweep_config(folder / "config.yaml", overrides, translate=content_of_today)
+
+
 def remove_abandoned(folder: RunPath) -> list[RunPath]:
     """Remove the temporaries that killed writers left anywhere in a run folder, and return them."""
     # On an object store nothing is half written.
@@ -296,3 +245,10 @@ def remove_abandoned(folder: RunPath) -> list[RunPath]:
     for path in found:
         path.unlink(missing_ok=True)
     return found
+
+
+def _record(path: RunPath, stored: StoredRecord) -> Record:
+    try:
+        return record_of(kind_of_today(path.parent.name), stored.name, stored.key, content_of_today(stored.content))
+    except (KeyError, TypeError):  # whole, but with other fields
+        raise UserError(f"RUN: {path} is a record of another version of lsmha-sweep") from None

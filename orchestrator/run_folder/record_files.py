@@ -1,4 +1,4 @@
-"""One record, one immutable file: JSON with its checksum and the key of what was run."""
+"""One record, one immutable file: JSON with its checksum and the hash of what was run."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 from lsmha.errors import DamagedFileError
 from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, checked, write_checked
 from lsmha.io.paths import RunPath, read_all
-from orchestrator.run_folder.content_hash import KEY_LENGTH
+from orchestrator.run_folder.content_hash import DIGITS_IN_NAMES
 
 
-class Record(NamedTuple):
-    """What a record holds."""
+class StoredRecord(NamedTuple):
+    """What the file of a record holds."""
 
     name: str
     """Such as `t0007`."""
@@ -25,7 +25,7 @@ class Record(NamedTuple):
 
 def record_path(folder: RunPath, name: str, key: str) -> RunPath:
     """Where the record of that work goes."""
-    return folder / f"{name}-{key[:KEY_LENGTH]}.json"
+    return folder / f"{name}-{key[:DIGITS_IN_NAMES]}.json"
 
 
 def write_record(folder: RunPath, name: str, key: str, content: Any, *, replace: bool = False) -> None:
@@ -43,17 +43,17 @@ def write_record(folder: RunPath, name: str, key: str, content: Any, *, replace:
         write_checked(path, text.encode())
 
 
-def read_record(path: RunPath) -> Record:
+def read_record(path: RunPath) -> StoredRecord:
     """Read a record.
 
     Raises:
         OSError: It cannot be read.
         DamagedFileError: It is not, bit for bit, what `write_record` wrote there.
     """
-    return _record(path, path.read_bytes())
+    return _parse(path, path.read_bytes())
 
 
-def read_records(paths: Sequence[RunPath]) -> Iterator[tuple[RunPath, Record | DamagedFileError]]:
+def read_records(paths: Sequence[RunPath]) -> Iterator[tuple[RunPath, StoredRecord | DamagedFileError]]:
     """Read many records, from an object store many at a time: each, or that it is damaged.
 
     Raises:
@@ -61,14 +61,14 @@ def read_records(paths: Sequence[RunPath]) -> Iterator[tuple[RunPath, Record | D
     """
     for path, content in zip(paths, read_all(paths), strict=True):
         try:
-            yield path, _record(path, content)
+            yield path, _parse(path, content)
         except DamagedFileError as error:
             yield path, error
 
 
-def _record(path: RunPath, content: bytes) -> Record:
+def _parse(path: RunPath, content: bytes) -> StoredRecord:
     record = json.loads(checked(content, path))
     name, key = record["name"], record["key"]
     if record_path(path.parent, name, key) != path:
         raise DamagedFileError(f"{path} is not the record that it is named after: it holds {name}")
-    return Record(name, key, record["content"])
+    return StoredRecord(name, key, record["content"])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.config.sweep import DATA_DEFINED, SweepConfig
+from lsmha.config import DATA_DEFINED
+from orchestrator.config.sweep import SweepConfig
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 

@@ -18,9 +18,9 @@ from orchestrator.errors import UserError
 MAX_COMBINATIONS = 200_000
 
 Point = dict[str, Scalar | None]
-"""A value for each dimension, in the order of the space; None where the dimension has no effect at this point."""
+"""A value for each dimension, in the order of the space; None where it is inactive at this point."""
 
-Key = tuple[Scalar | None, ...]
+PointKey = tuple[Scalar | None, ...]
 """A point's values: what makes two points the same."""
 
 
@@ -28,7 +28,7 @@ class SearchSpace:
     """A space over fields of `ModelConfig` and `TrainConfig`, with the structure among them built in.
 
     The discrete dimensions are enumerated once: combinations that make no valid configuration are left out, and those
-    that differ only in a dimension without effect (the head count of a plain CNN, say) count as one point. A sampler
+    that differ only in an inactive dimension (the head count of a plain CNN, say) count as one point. A sampler
     that knows nothing of that proposes freely, and `nearest` moves its proposal to the closest valid point.
 
     Raises:
@@ -70,7 +70,7 @@ class SearchSpace:
         return {name: self._values[name][value] if name in self._values else value for name, value in params.items()}
 
     def encode(self, point: Point, *, inactive: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters behind a point; dimensions without effect keep their parameter of `inactive`.
+        """The parameters behind a point; inactive dimensions keep their parameter of `inactive`.
 
         Raises:
             ValueError: A value is not in the space.
@@ -89,7 +89,7 @@ class SearchSpace:
         return params
 
     def params_of(self, point: Point) -> dict[str, Any]:
-        """`encode` where dimensions without effect may have any parameter.
+        """`encode` where inactive dimensions may have any parameter.
 
         Raises:
             ValueError: A value is not in the space.
@@ -106,7 +106,7 @@ class SearchSpace:
         Raises:
             UserError: One is not valid or not in the space.
         """
-        points: dict[Key, Point] = {}
+        points: dict[PointKey, Point] = {}
         for values in listed:
             point = self.canonical(values)
             try:
@@ -118,9 +118,9 @@ class SearchSpace:
         return list(points.values())
 
     def canonical(self, values: Mapping[str, Scalar | None]) -> Point:
-        """The point with None for each dimension that has no effect."""
-        neutral = ModelConfig.inactive_fields({**self._base[ModelConfig], **values})
-        return {name: None if name in neutral else values[name] for name in self.dimensions}
+        """The point with None for each inactive dimension."""
+        inactive = ModelConfig.inactive_fields({**self._base[ModelConfig], **values})
+        return {name: None if name in inactive else values[name] for name in self.dimensions}
 
     def build(self, point: Mapping[str, Scalar | None]) -> tuple[ModelConfig, TrainConfig]:
         """The architecture and recipe of a point.
@@ -136,16 +136,16 @@ class SearchSpace:
         model |= ModelConfig.inactive_fields(model)
         return ModelConfig.model_validate(model), TrainConfig.model_validate(settings[TrainConfig])
 
-    def key(self, point: Point) -> Key:
+    def key(self, point: Point) -> PointKey:
         """What tells this point from others."""
         return tuple(point[name] for name in self.dimensions)
 
     def nearest(
-        self, values: Mapping[str, Scalar], *, visited: Container[Key], rng: np.random.Generator
+        self, values: Mapping[str, Scalar], *, visited: Container[PointKey], rng: np.random.Generator
     ) -> Point | None:
         """The valid point closest to `values` that is not in `visited`; None when all are used up.
 
-        Distance counts ranks over the range in ordered dimensions and 0 or 1 in the others; dimensions without effect
+        Distance counts ranks over the range in ordered dimensions and 0 or 1 in the others; inactive dimensions
         do not count, and ties fall to chance. Continuous dimensions take their value from `values` wherever they have
         an effect, so `values` holds one for each, whether or not it has an effect at `values` itself.
         """
@@ -179,7 +179,7 @@ class SearchSpace:
 
     @cached_property
     def _ranks(self) -> np.ndarray:
-        """Rank of each point's value in each discrete dimension, (points, discrete dimensions); NaN without effect."""
+        """Rank of each point's value in each discrete dimension, (points, discrete dimensions); NaN where inactive."""
         ranks: dict[str, dict[Scalar | None, float]] = {
             name: {None: float("nan")} | {value: float(rank) for rank, value in enumerate(values)}
             for name, values in self._values.items()
@@ -216,7 +216,7 @@ class SearchSpace:
     def _enumerate(self) -> list[Point]:
         # Any continuous value does: no constraint ties one to a discrete dimension, but each must be of its field.
         filler = {name: d.high for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
-        points: dict[Key, Point] = {}
+        points: dict[PointKey, Point] = {}
         reason = ""
         self._reasons: dict[tuple[str, Scalar], list[str]] = {}
         for values in itertools.product(*self._values.values()):
@@ -253,7 +253,7 @@ def _first_reason(reason: str) -> str:
 
 
 def describe_point(point: Point) -> str:
-    """A point as `depth=4 num_heads=16`, without the dimensions that have no effect."""
+    """A point as `depth=4 num_heads=16`, without inactive dimensions."""
     return " ".join(f"{name}={_short(value)}" for name, value in point.items() if value is not None)
 
 

@@ -14,11 +14,11 @@ from optuna.trial import TrialState
 
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.config.sweep import ObjectiveConfig, SearchConfig
-from orchestrator.search.space import Key, Point, SearchSpace
+from orchestrator.search.space import Point, PointKey, SearchSpace
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-MEMORY = 300
+MAX_HISTORY = 300
 """Completed trials that tpe and gp learn from at least, where there are as many: the latest, and the front of all. What
 they learn from is what each question to them costs (gp: to the third power), and tpe gives old trials that are not on
 the front hardly any weight."""
@@ -33,7 +33,7 @@ class Proposal:
     point: Point
     model: ModelConfig
     train: TrainConfig
-    queued: bool
+    enqueued: bool
     """Whether it was waiting, as a point to try first, and the sampler was not asked."""
 
 
@@ -47,10 +47,10 @@ class ProposalStudy:
     The same seed, questions and answers give the same proposals. So a search goes on after a break by asking and
     telling again what was asked and told before.
 
-    `first` are points to propose before the configured warm start.
+    `first` are points to propose before the configured ones.
 
     Raises:
-        UserError: A warm-start point is not in the space.
+        UserError: A point to evaluate first is not in the space.
     """
 
     def __init__(
@@ -66,40 +66,40 @@ class ProposalStudy:
         self._metrics = [objective.metric for objective in objectives]
         self._grid = search.sampler == "grid"
         self._rng = np.random.default_rng(seed)
-        self._visited: set[Key] = set()
+        self._visited: set[PointKey] = set()
         self._trials: dict[int, optuna.trial.Trial] = {}
         """Those not told yet, by number."""
         self._asked = 0
-        warm_start = space.checked_points(search.warm_start, field="search.warm_start")
-        self._queue = {space.key(point): point for point in [*first, *warm_start]}
+        configured = space.checked_points(search.points_to_evaluate, field="search.points_to_evaluate")
+        self._queue = {space.key(point): point for point in [*first, *configured]}
         self._directions = [objective.direction for objective in objectives]
         self._search, self._seed = search, seed
-        self._lives = 0
+        self._num_restarts = 0
         self._study = self._new_study()
 
-    def ask(self, *, again: Point | None = None, queued: bool | None = None) -> Proposal | None:
+    def ask(self, *, replay: Point | None = None, enqueued: bool | None = None) -> Proposal | None:
         """The next configuration; None when the space is used up.
 
-        `again` is what was proposed at this place before the break, and `queued` what that proposal said of itself, if
-        it is known. Should the sampler think otherwise now (another version of it), what was proposed counts.
+        `replay` is what was proposed at this place before the break, and `enqueued` what that proposal said of itself,
+        if it is known. Should the sampler think otherwise now (another version of it), what was proposed counts.
         """
         if self.space.is_finite and len(self._visited) == len(self.space.points):
             return None
-        if again is not None:
-            queued = self.space.key(again) in self._queue if queued is None else queued
-            trial, point = self._ask_again(again, sample=not self._grid and not queued)
+        if replay is not None:
+            enqueued = self.space.key(replay) in self._queue if enqueued is None else enqueued
+            trial, point = self._replay(replay, sample=not self._grid and not enqueued)
         elif (waiting := self._next_of_queue()) is not None:
-            queued = True
+            enqueued = True
             trial, point = self._ask_for(waiting, params=self.space.params_of(waiting)), waiting
         else:
-            queued = False
+            enqueued = False
             trial, point = self._ask_sampler()
         self._visited.add(self.space.key(point))
         number = self._asked
         self._asked += 1
         self._trials[number] = trial
         model, train = self.space.build(point)
-        return Proposal(number, point, model, train, queued)
+        return Proposal(number, point, model, train, enqueued)
 
     def tell(self, number: int, metrics: Mapping[str, Any] | None) -> bool:
         """Report a proposal's metrics, or None for a failed one. Returns whether it counts as completed.
@@ -118,21 +118,21 @@ class ProposalStudy:
         return complete
 
     def _new_study(self) -> optuna.Study:
-        sampler = _build_sampler(self._search, seed=(self._seed + self._lives) % 2**32)
+        sampler = _build_sampler(self._search, seed=(self._seed + self._num_restarts) % 2**32)
         return optuna.create_study(directions=self._directions, sampler=sampler)
 
     def _forget(self) -> None:
-        """Go on with a study of `MEMORY` trials when there are twice as many."""
+        """Go on with a study of `MAX_HISTORY` trials when there are twice as many."""
         completed = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(completed) < 2 * MEMORY:
+        if len(completed) < 2 * MAX_HISTORY:
             return
         front = {trial.number for trial in self._study.best_trials}
-        kept = [trial for trial in completed[:-MEMORY] if trial.number in front] + completed[-MEMORY:]
-        self._lives += 1
+        kept = [trial for trial in completed[:-MAX_HISTORY] if trial.number in front] + completed[-MAX_HISTORY:]
+        self._num_restarts += 1
         self._study = self._new_study()
         self._study.add_trials(kept)
 
-    def _ask_again(self, point: Point, *, sample: bool) -> tuple[optuna.trial.Trial, Point]:
+    def _replay(self, point: Point, *, sample: bool) -> tuple[optuna.trial.Trial, Point]:
         if sample:
             trial, proposed = self._ask_sampler()  # so that the sampler is afterwards as it was then
             if proposed == point:

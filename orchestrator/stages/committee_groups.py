@@ -12,12 +12,11 @@ from torch import Tensor
 from lsmha.committees import check_members
 from lsmha.config import ModelConfig
 from lsmha.io.paths import RunPath
-from lsmha.training.logits import StoredLogits, load_logits, logits_path
-from lsmha.training.saved import load_model_config
+from lsmha.training.saved import StoredLogits, load_logits, load_model_config, logits_path
 from orchestrator.errors import UserError
 from orchestrator.run_folder.ledger import Ledger
 
-MAX_OF_A_GROUP = 64
+MAX_COMMITTEES_OF_GROUP = 64
 """Committees of one group and size that are scored one by one."""
 
 
@@ -147,7 +146,8 @@ def committee_groups(members: Sequence[Member]) -> list[Group]:
         ("mixed_heads", "same_architecture", False),
         ("cnn", "cnn_same_architecture", True),
     ):
-        networks = _representatives([(index, one) for index, one in enumerate(members) if one.is_cnn == wanted])
+        own = [(index, member) for index, member in enumerate(members) if member.is_cnn == wanted]
+        networks = _representatives(own)
         if not networks:
             continue
         seeds = sorted(set.intersection(*(set(runs) for runs in networks)))
@@ -186,6 +186,6 @@ def _representatives(candidates: Sequence[tuple[int, Member]]) -> list[Runs]:
 
 def _spread(name: str, committees: list[tuple[int, ...]]) -> Group:
     count = len(committees)
-    step = max(1.0, (count - 1) / (MAX_OF_A_GROUP - 1))
-    chosen = [committees[round(place * step)] for place in range(min(count, MAX_OF_A_GROUP))]
+    step = max(1.0, (count - 1) / (MAX_COMMITTEES_OF_GROUP - 1))
+    chosen = [committees[round(place * step)] for place in range(min(count, MAX_COMMITTEES_OF_GROUP))]
     return Group(name, chosen, count)

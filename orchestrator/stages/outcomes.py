@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.failures import Failure
 from orchestrator.reporting.progress import Progress
 
 
@@ -14,7 +15,7 @@ class Outcomes:
     Args:
         progress: Where to show it.
         keep: Records a result and describes it in a few words.
-        keep_failure: Records a failure, whose reason is one line.
+        keep_failure: Records a failure.
     """
 
     def __init__(
@@ -22,7 +23,7 @@ class Outcomes:
         progress: Progress,
         *,
         keep: Callable[[str, Any], str],
-        keep_failure: Callable[[str, str], None] = lambda *_: None,
+        keep_failure: Callable[[str, Failure], None] = lambda *_: None,
     ) -> None:
         self._progress, self._keep, self._keep_failure = progress, keep, keep_failure
         self.completed_ids: list[str] = []
@@ -38,8 +39,8 @@ class Outcomes:
         self._progress.finished(job_id, self._keep(job_id, result))
         self.completed_ids.append(job_id)
 
-    def failed(self, job_id: str, reason: str) -> None:
+    def failed(self, job_id: str, failure: Failure) -> None:
         """A job has none, and will have none."""
-        self._keep_failure(job_id, reason)
-        self.failures.append(f"{job_id}: {reason}")
-        self._progress.finished(job_id, reason, failed=True)
+        self._keep_failure(job_id, failure)
+        self.failures.append(f"{job_id}: {failure.reason}")
+        self._progress.finished(job_id, failure.reason, failed=True)

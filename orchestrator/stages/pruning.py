@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import ray
 import torch
@@ -35,8 +35,10 @@ from lsmha.training.saved import load_model, load_model_config, load_train_confi
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.execution.tasks import run_tasks
 from orchestrator.reporting.progress import Progress
-from orchestrator.run_folder.content_hash import key_of
+from orchestrator.run_folder.content_hash import content_hash
 from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import PrunedNetwork, PruningRecord
+from orchestrator.run_folder.tables import write_tables
 from orchestrator.stages.analysis import AnalysisJob, analyze_network
 from orchestrator.stages.outcomes import Outcomes
 
@@ -49,7 +51,8 @@ class PruningJob:
 
     id: str
     finalist: str
-    checkpoint: RunPath
+    network: RunPath
+    """Folder of the trained network."""
     analysis: RunPath
     """Folder of an analysis of all taps."""
     config: PruningConfig
@@ -83,28 +86,28 @@ def prune_finalists(
     trained = {record.id: record.key for record in ledger.finalists}
     keys = {job.id: _key(job, trained[job.finalist]) for job in retrainings}
 
-    def keep(job_id: str, row: dict[str, Any]) -> str:
-        ledger.add_pruning(job_id, keys[job_id], row)
-        return f"kept={row['kept_of_connections']:.3f} test_accuracy={row['test_accuracy']:.4f}"
+    def keep(job_id: str, network: PrunedNetwork) -> str:
+        ledger.add(PruningRecord(job_id, keys[job_id], network))
+        return f"kept={network.kept_of_connections:.3f} test_accuracy={network.test_accuracy:.4f}"
 
     progress.stage("retraining", len(retrainings), unit="pruned networks")
     retrained = Outcomes(progress, keep=keep)
     try:
         run_tasks(prune_once, retrainings, retrained, cpus=cpus, gpus=gpus, arrays=arrays)
     finally:
-        ledger.write_tables()
+        write_tables(ledger)
     return found.failures + retrained.failures
 
 
 def _key(job: PruningJob, finalist: str) -> str:
     settings = job.config.model_dump(mode="json", exclude={"methods", "thresholds", "seeds"})
     variant = {"method": job.method, "mask": job.mask, "threshold": job.threshold, "seed": job.seed}
-    return key_of({"finalist": finalist, "settings": settings, **variant})
+    return content_hash({"finalist": finalist, "settings": settings, **variant})
 
 
-def pruning_jobs(finalist: str, checkpoint: RunPath, analysis: RunPath, config: PruningConfig) -> list[PruningJob]:
+def pruning_jobs(finalist: str, network: RunPath, analysis: RunPath, config: PruningConfig) -> list[PruningJob]:
     """Every retraining of one network; none for a method that finds nothing to prune in it."""
-    model = load_model_config(checkpoint)
+    model = load_model_config(network)
     jobs = []
     for method in config.methods:
         if not connections(model, method):
@@ -115,13 +118,13 @@ def pruning_jobs(finalist: str, checkpoint: RunPath, analysis: RunPath, config: 
         for mask, threshold in variants:
             for seed in config.seeds:
                 name = f"{finalist}-{method}-{mask}" + ("" if mask == "none" else f"-{threshold:g}") + f"-r{seed}"
-                jobs.append(PruningJob(name, finalist, checkpoint, analysis, config, method, mask, threshold, seed))
+                jobs.append(PruningJob(name, finalist, network, analysis, config, method, mask, threshold, seed))
     return jobs
 
 
-def prune_once(job: PruningJob, dataset: Dataset, device: torch.device, on_progress: OnProgress) -> dict[str, Any]:
-    """Mask one network, retrain it, test it once, and return its row."""
-    model = load_model(job.checkpoint).to(device)
+def prune_once(job: PruningJob, dataset: Dataset, device: torch.device, on_progress: OnProgress) -> PrunedNetwork:
+    """Mask one network, retrain it, and test it once."""
+    model = load_model(job.network).to(device)
     found = connections(model.config, job.method)
     labels = unit_labels(load_fields(job.analysis), job.threshold)
     if job.mask == "fields":
@@ -131,7 +134,7 @@ def prune_once(job: PruningJob, dataset: Dataset, device: torch.device, on_progr
         masks = random_masks(model.config, found, labels, generator)
     else:
         masks = {}
-    trained = load_train_config(job.checkpoint)
+    trained = load_train_config(job.network)
     recipe = trained.model_copy(
         update={
             "epochs": job.config.epochs,
@@ -149,25 +152,25 @@ def prune_once(job: PruningJob, dataset: Dataset, device: torch.device, on_progr
         device=device,
         on_epoch_end=lambda _, metrics: on_progress("epochs", metrics.epoch, recipe.epochs),
     )
-    return {
-        "id": job.finalist,
-        "method": job.method,
-        "mask": job.mask,
-        "threshold": None if job.mask == "none" else job.threshold,
-        "seed": job.seed,
-        "kept_of_connections": kept_fraction(masks, found) if masks else 1.0,
-        "kept_of_model": kept_of_model(model, masks),
-        "val_accuracy_masked": result.masked_val_accuracy,
-        "val_accuracy": result.val_accuracy,
-        "test_accuracy": evaluate(result.model, dataset.test, dataset, device=device).accuracy,
-        "test_accuracy_before": before,
-        "epochs": recipe.epochs,
-        "learning_rate": recipe.learning_rate,
-        "num_heads": model.config.num_heads,
-        "depth": model.config.depth,
-        "num_conv_blocks": model.config.num_conv_blocks,
-        "test_images": len(dataset.test),
-    }
+    return PrunedNetwork(
+        id=job.finalist,
+        method=job.method,
+        mask=job.mask,
+        threshold=None if job.mask == "none" else job.threshold,
+        seed=job.seed,
+        kept_of_connections=kept_fraction(masks, found) if masks else 1.0,
+        kept_of_model=kept_of_model(model, masks),
+        val_accuracy_masked=result.masked_val_accuracy,
+        val_accuracy=result.val_accuracy,
+        test_accuracy=evaluate(result.model, dataset.test, dataset, device=device).accuracy,
+        test_accuracy_before=before,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        num_heads=model.config.num_heads,
+        depth=model.config.depth,
+        num_conv_blocks=model.config.num_conv_blocks,
+        test_images=len(dataset.test),
+    )
 
 
 def unit_labels(fields: dict[str, Tensor], threshold: float) -> dict[LayerKey, Tensor]:

@@ -32,11 +32,11 @@ NUM_TRIALS = 6
 
 SECTIONS: dict[str, Any] = {
     "train": {"epochs": 3, "batch_size": 20, "precision": "fp32"},
-    "search": {"sampler": "tpe", "num_trials": NUM_TRIALS, "wave_size": 3},
+    "search": {"sampler": "tpe", "num_trials": NUM_TRIALS, "suggestion_batch": 3},
     "finalists": {"max_finalists": 1, "seeds": [0, 1]},
     "analysis": {"permutations": 10, "readout": {"max_train_images": 50}},
 }
-"""Some trials, two finalist runs, their analyzes and committee."""
+"""Some trials, two finalist runs, their analyses and committee."""
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,7 @@ def test_a_run_grows(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
     run = tmp_path / "run"
     spec = space_file(
         tmp_path,
-        search={"num_trials": 2, "wave_size": 2},
+        search={"num_trials": 2, "suggestion_batch": 2},
         finalists={"max_finalists": 1, "seeds": [0]},
         analysis={"enabled": False},
     )
@@ -187,7 +187,7 @@ def test_another_sweep_in_the_folder_of_a_run_is_refused(
 def test_two_workers_train_one_trial_after_the_other(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
     spec = space_file(
         tmp_path,
-        search={"num_trials": 3, "wave_size": 3},
+        search={"num_trials": 3, "suggestion_batch": 3},
         resources={"workers_per_trial": 2, "cpus_per_trial": 2},
         finalists={"max_finalists": 0},
     )
@@ -195,7 +195,7 @@ def test_two_workers_train_one_trial_after_the_other(cli: Cli, space_file: Space
     succeeded(cli("run", spec, "--out", run))
     rows = table(run, "trials")[["id", "status", "workers", "epochs"]].to_dict("records")
     assert rows == [{"id": f"t000{number}", "status": "completed", "workers": 2, "epochs": 1} for number in range(3)]
-    assert len(list((run / "ray").glob("crew-*"))) == 1  # the ranks stayed for all three
+    assert len(list((run / "ray").glob("worker-*"))) == 1  # the ranks stayed for all three
 
 
 def test_a_configuration_that_diverges_fails_alone(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, address: str) -> Referen
 
 @pytest.fixture(scope="session")
 def reference_with_finalists(reference: Reference, tmp_path_factory: pytest.TempPathFactory, address: str) -> Reference:
-    """The same, with two finalists, their analyzes and committees; from there on undisturbed, too."""
+    """The same, with two finalists, their analyses and committees; from there on undisturbed, too."""
     return _undisturbed(tmp_path_factory.mktemp("finalists"), address, after=reference, **WITH_FINALISTS)
 
 

@@ -42,7 +42,7 @@ def run(address: str, alone: Cli, space_file: SpaceFile, tmp_path_factory: pytes
         folder,
         model={"embed_dim": 16, "mlp_ratio": 1.0, "depth": 2},
         space={"num_heads": [1, 2, 4], "num_conv_blocks": [0, 1, 2], "conv_kind": ["conv3x3", "depthwise"]},
-        search={"num_trials": 5, "wave_size": 5},
+        search={"num_trials": 5, "suggestion_batch": 5},
         finalists={"max_finalists": 0, "seeds": [0, 1], "include": NETWORKS},
         analysis={"taps": ["attn", "block"], "permutations": 20},
         committees={"resamples": 200},

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from background import running
 from PIL import Image
+from repository import ROOT
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def run(script: str, *arguments: str, out: Path) -> dict[str, Any]:
@@ -59,9 +60,9 @@ def test_loader_share(tmp_path: Path) -> None:
 
 
 def test_trial_memory(tmp_path: Path) -> None:
-    stranger = [sys.executable, "-c", "import time; time.sleep(300)", "ray::crew: of another sweep"]
+    stranger = [sys.executable, "-c", "import time; time.sleep(300)", "ray::train: of another sweep"]
     with running(stranger, tmp_path / "stranger.log", env={}):
-        content = run("trial_memory", "--images", "2000", "--crews", "2", out=tmp_path / "memory")
+        content = run("trial_memory", "--images", "2000", "--workers", "2", out=tmp_path / "memory")
     first, second = content["results"]
     images_mib = 4000 * 3072 / 2**20
     for one in (first, second):
@@ -138,7 +139,7 @@ def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
 
 def test_sweep_share(cifar: Path, tmp_path: Path) -> None:
     content = run(
-        "sweep_share", str(cifar), "--trials", "2", "--wave", "2", "--images", "140", "--epochs", "1",
+        "sweep_share", str(cifar), "--trials", "2", "--batch", "2", "--images", "140", "--epochs", "1",
         out=tmp_path / "share",
     )  # fmt: skip
     (found,) = content["results"]

@@ -24,7 +24,7 @@ from lsmha.errors import DamagedFileError
 LONG = {
     "train": {"epochs": 40, "batch_size": 20, "precision": "fp32"},
     "space": {"depth": [2, 3]},
-    "search": {"sampler": "grid", "num_trials": 2, "wave_size": 2},
+    "search": {"sampler": "grid", "num_trials": 2, "suggestion_batch": 2},
 }
 
 
@@ -41,17 +41,17 @@ def test_damaged_records_are_refused_set_aside_and_made_again(
     damaged.copy_of(reference.run)
     kept = snapshot(damaged.run / "records")
     flipped, torn = damaged.file_of("t0002"), damaged.file_of("t0006")
-    wave = damaged.file_of("w0004", "waves")
+    batch = damaged.file_of("b0004", "batches")
     flip_bit(flipped, seed=3)
     tear(torn, seed=3)
-    flip_bit(wave, seed=4)
+    flip_bit(batch, seed=4)
     before = snapshot(damaged.run)
     for command in (damaged.again("run"), damaged.again("resume"), ["status", damaged.run], ["front", damaged.run]):
         assert_refused(damaged.do(*command), 2, "is damaged", f"lsmha-sweep repair {damaged.run}")
     assert snapshot(damaged.run) == before
 
     said = damaged.complete("repair", damaged.run)
-    for file in (flipped, torn, wave):
+    for file in (flipped, torn, batch):
         place = file.relative_to(damaged.run)
         assert str(place) in said
         assert (damaged.run / "damaged" / place).read_bytes() == before[file]
@@ -63,8 +63,8 @@ def test_damaged_records_are_refused_set_aside_and_made_again(
     assert [line.split()[1] for line in ended] == ["t0002", "t0006"], "only what was lost is trained again"
     assert_nothing_lost(damaged.run, reference.run)
     after = snapshot(damaged.run / "records")
-    assert {path: after.get(path) for path in kept if path not in (flipped, torn, wave)} == {
-        path: content for path, content in kept.items() if path not in (flipped, torn, wave)
+    assert {path: after.get(path) for path in kept if path not in (flipped, torn, batch)} == {
+        path: content for path, content in kept.items() if path not in (flipped, torn, batch)
     }
 
 

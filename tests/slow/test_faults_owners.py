@@ -46,7 +46,7 @@ def test_a_killed_owner_leaves_the_run_to_the_next(sweep: Callable[..., Sweep], 
         ({"seed": 1}, ["seed: must be 0, as in the run, but got 1"]),
         ({"train": {"epochs": 9}}, ["train.epochs: must be 8, as in the run, but got 9"]),
         ({"space": {"depth": [1, 2, 3]}}, ["space.", "as in the run"]),
-        ({"search": {"num_trials": 7, "wave_size": 4}}, ["search.num_trials: must be at least 8", "but got 7"]),
+        ({"search": {"num_trials": 7, "suggestion_batch": 4}}, ["search.num_trials: must be at least 8", "but got 7"]),
     ],
 )
 def test_a_changed_spec_is_refused(

@@ -11,10 +11,10 @@ from running_sweep import Sweep
 
 SEEDS_TOGETHER = {
     "model": {"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized", "attn_drop": 0.0, "drop_path": 0.0},
-    "search": {"sampler": "grid", "num_trials": 1, "wave_size": 1},
+    "search": {"sampler": "grid", "num_trials": 1, "suggestion_batch": 1},
     "space": {"depth": [1]},
     "finalists": {
-        "max_finalists": 1, "seeds": [0, 1, 2], "resources": {"max_concurrent_trials": 1, "seeds_together": 3},
+        "max_finalists": 1, "seeds": [0, 1, 2], "resources": {"max_concurrent_trials": 1, "max_stacked_seeds": 3},
     },
 }  # fmt: skip
 

@@ -48,7 +48,7 @@ def test_a_worker_killed_from_outside(sweep: Callable[..., Sweep], reference: Re
     survivor = sweep()
     session = survivor.start()
     session.wait_until(lambda: list((survivor.run / "checkpoints").glob("t*.pt")))
-    for process in own_processes("ray::crew"):
+    for process in own_processes("ray::train"):
         os.kill(process, signal.SIGKILL)
     ended = session.wait()
     assert ended.code == 0, ended
@@ -60,13 +60,13 @@ def test_a_killed_rank_or_controller_costs_no_epoch(sweep: Callable[..., Sweep])
     epochs = 60
     ranks = sweep(
         train={"epochs": epochs, "batch_size": 20, "precision": "fp32"},
-        search={"sampler": "grid", "num_trials": 2, "wave_size": 2},
+        search={"sampler": "grid", "num_trials": 2, "suggestion_batch": 2},
         space={"depth": [1, 2]},
         resources={"workers_per_trial": 2, "cpus_per_trial": 2},
     )
     session = ranks.start()
     before = {}
-    # The deeper network begins, as all waves do.
+    # The deeper network begins, as all batches do.
     for trial, title in (("t0001", "RayTrainWorker"), ("t0000", "TrainController")):
         checkpoint = ranks.run / "checkpoints" / f"{trial}.pt"
         session.wait_until(checkpoint.exists)

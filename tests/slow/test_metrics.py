@@ -19,10 +19,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 from background import free_ports, running, wait_for
+from repository import ROOT
 from ruamel.yaml import YAML
 from running_sweep import records, write_spec
 
-MONITORING = Path(__file__).parents[2] / "monitoring"
+MONITORING = ROOT / "monitoring"
 BOARD = json.loads((MONITORING / "grafana-board.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
 SWEEP = {
@@ -30,12 +31,12 @@ SWEEP = {
     "data": {"name": "digits"},
     "train": {"epochs": 24, "batch_size": 40, "precision": "fp32"},
     "space": {"num_heads": [1, 4], "depth": [1, 2]},
-    "search": {"sampler": "grid", "num_trials": 4, "wave_size": 4},
+    "search": {"sampler": "grid", "num_trials": 4, "suggestion_batch": 4},
     "finalists": {"max_finalists": 2, "seeds": [0]},
     "analysis": {"enabled": False},
     "committees": {"enabled": False},
 }
-"""One wave of four trials, then finalists, each of some seconds: longer than what lies between two reports."""
+"""One batch of four trials, then finalists, each of some seconds: longer than what lies between two reports."""
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -146,7 +147,7 @@ def test_numbers_are_those_of_the_records(watched: Watched) -> None:
     best = max(trial["val_accuracy"] for trial in trials)
     assert prometheus.last("ray_lsmha_best_objective", "sweep", "metric") == {("watched", "val_accuracy"): best}
 
-    # One wave, so the reference is of all trials.
+    # One batch, so the reference is of all trials.
     accuracy = min(trial["val_accuracy"] for trial in trials) / 2
     params = max(trial["params"] for trial in trials) * 2
     assert prometheus.last("ray_lsmha_hypervolume_reference", "metric") == {
@@ -177,10 +178,10 @@ def test_rates_are_those_of_epochs_and_end_with_the_run(watched: Watched) -> Non
     assert total[-1] == 0
 
 
-def test_the_log_of_a_crews_task_has_its_trials(watched: Watched) -> None:
-    filters = {"filter_keys": "name", "filter_predicates": "=", "filter_values": "crew"}
-    crews = json.loads(_asked(watched, "tasks", **filters))["data"]["result"]["result"]
-    logs = [_asked(watched, "logs/file", task_id=crew["task_id"], suffix="out", lines=-1) for crew in crews]
+def test_the_log_of_a_workers_task_has_its_trials(watched: Watched) -> None:
+    filters = {"filter_keys": "name", "filter_predicates": "=", "filter_values": "train"}
+    workers = json.loads(_asked(watched, "tasks", **filters))["data"]["result"]["result"]
+    logs = [_asked(watched, "logs/file", task_id=worker["task_id"], suffix="out", lines=-1) for worker in workers]
     ended = records(watched.run, "trials") | records(watched.run, "finalists")
     for name in ended:
         (log,) = (log for log in logs if f" {name}: started" in log)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from repository import ROOT
 
-QUICKSTART = Path(__file__).parents[2] / "search_spaces" / "quickstart.yaml"
+QUICKSTART = ROOT / "search_spaces" / "quickstart.yaml"
 
 
 @pytest.mark.timeout(1200)

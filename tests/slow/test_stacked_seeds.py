@@ -35,7 +35,7 @@ def started(before: dict[Path, str]) -> list[str]:
 
 def sweep(cli: Cli, space: Path, out: Path, together: int) -> tuple[pd.DataFrame, list[str]]:
     before = logs()
-    result = cli("run", space, "--out", out, "--set", f"finalists.resources.seeds_together={together}", timeout=200)
+    result = cli("run", space, "--out", out, "--set", f"finalists.resources.max_stacked_seeds={together}", timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
     return pd.read_parquet(out / "finalists.parquet").set_index("id").sort_index(), started(before)
 
@@ -47,7 +47,7 @@ def test_seeds_trained_together_are_as_if_trained_apart(cli: Cli, space_file: An
         model={"embed_dim": 16, "mlp_ratio": 1.0, "attention": "materialized", "attn_drop": 0.0, "drop_path": 0.0},
         train={"epochs": 2, "batch_size": 50, "precision": "fp32"},
         space={"num_heads": [4], "depth": [2]},
-        search={"num_trials": 1, "wave_size": 1},
+        search={"num_trials": 1, "suggestion_batch": 1},
         finalists={"max_finalists": 1, "seeds": list(SEEDS), "resources": {"max_concurrent_trials": 1}},
     )
     together, begun = sweep(cli, space, tmp_path / "together", 3)

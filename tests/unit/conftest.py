@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from snapshots import snapshot
 from tiny_data import tiny_dataset
 
 from lsmha.data import Dataset
@@ -58,7 +59,3 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return line
 
     return run
-
-
-def snapshot(folder: Path) -> dict[Path, bytes | None]:
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

@@ -10,15 +10,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from repository import ROOT, SEARCH_SPACES
 
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.search.build import build_space
 
-ROOT = Path(__file__).parents[2]
-SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 
-
-@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SEARCH_SPACES, ids=lambda path: path.stem)
 def test_search_space_is_valid(path: Path) -> None:
     config = load_sweep_config(path)
     space = build_space(config)
@@ -49,7 +47,7 @@ print(len(modules), *sorted({"ray", "optuna", "orchestrator"} & set(sys.modules)
 
 
 @pytest.mark.parametrize(
-    "arguments", [["validate", str(SPACES[0])], ["schema"], ["run", "--help"]], ids=lambda all: all[0]
+    "arguments", [["validate", str(SEARCH_SPACES[0])], ["schema"], ["run", "--help"]], ids=lambda all: all[0]
 )
 def test_what_needs_neither_torch_nor_ray_does_not_wait_for_them(arguments: list[str]) -> None:
     code = f"""

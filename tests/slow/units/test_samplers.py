@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
+from repository import ROOT
 
 from lsmha.config import ModelConfig
 from lsmha.models.cost import model_cost
@@ -15,7 +15,7 @@ from orchestrator.search.build import build_space
 from orchestrator.search.space import Point
 from orchestrator.search.study import ProposalStudy
 
-PARETO = Path(__file__).parents[3] / "search_spaces" / "pareto.yaml"
+PARETO = ROOT / "search_spaces" / "pareto.yaml"
 PROPOSALS = 500
 TOLD_EVERY = {"gp": 25}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
@@ -51,15 +51,15 @@ def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
 def test_a_search_goes_on_after_a_break_as_without_one(sampler: str, seed: int) -> None:
     config = load_sweep_config(PARETO)
     space = build_space(config)
-    waves = 6 if sampler == "gp" else 12
+    batches = 6 if sampler == "gp" else 12
 
     def go(again: list[list[Point]]) -> list[list[Point]]:
         search = SearchConfig(sampler=sampler, num_trials=100, startup_trials=8)
         study = ProposalStudy(space, search, config.objectives, seed=seed)
         proposed = []
-        for number in range(waves):
+        for number in range(batches):
             before = again[number] if number < len(again) else [None] * 4
-            proposals = [study.ask(again=point) for point in before]
+            proposals = [study.ask(replay=point) for point in before]
             for proposal in proposals:
                 model = proposal.model
                 accuracy = 0.5 + 0.05 * model.depth - 0.02 * model.num_conv_blocks
@@ -70,5 +70,5 @@ def test_a_search_goes_on_after_a_break_as_without_one(sampler: str, seed: int) 
         return proposed
 
     whole = go([])
-    for stop in (3, 5) if sampler == "gp" else range(1, waves, 3):
+    for stop in (3, 5) if sampler == "gp" else range(1, batches, 3):
         assert go(json.loads(json.dumps(whole[:stop]))) == whole, stop

@@ -1,0 +1,145 @@
+"""One process at a time: others are told which, and a dead one holds nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from snapshots import snapshot
+
+from orchestrator.errors import UserError
+from orchestrator.run_folder.ownership import OWNER_FILE, check_free, has_owner, owned
+
+OWNER = """
+import sys
+from pathlib import Path
+from orchestrator.run_folder.ownership import owned
+with owned(Path(sys.argv[1])):
+    print("mine", flush=True)
+    sys.stdin.readline()
+"""
+CONTENDER = """
+import sys, time
+from pathlib import Path
+from orchestrator.errors import UserError
+from orchestrator.run_folder.ownership import owned
+sys.stdin.readline()
+try:
+    with owned(Path(sys.argv[1])):
+        print("mine", flush=True)
+        time.sleep(2)
+except UserError as error:
+    print(error, flush=True)
+"""
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[str, Path], subprocess.Popen[str]]]:
+    """Starts a process that wants a folder."""
+    processes = []
+
+    def start(script: str, folder: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script, str(folder)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+@pytest.mark.parametrize("how", ["killed", "done"])
+def test_a_second_process_is_refused_until_the_first_is_gone(
+    start: Callable[[str, Path], subprocess.Popen[str]], tmp_path: Path, how: str
+) -> None:
+    owner = start(OWNER, tmp_path)
+    assert said(owner) == "mine"
+    before = snapshot(tmp_path)
+    for attempt in (lambda: check_free(tmp_path), owned(tmp_path).__enter__):
+        with pytest.raises(UserError, match=rf"in use by process {owner.pid} on {os.uname().nodename};"):
+            attempt()
+    assert has_owner(tmp_path)
+    assert snapshot(tmp_path) == before  # the owner is still named
+    if how == "killed":
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+    else:
+        owner.communicate("\n")
+    assert not has_owner(tmp_path)
+    check_free(tmp_path)
+    with owned(tmp_path):
+        assert json.loads((tmp_path / OWNER_FILE).read_text()) == {"host": os.uname().nodename, "pid": os.getpid()}
+
+
+def test_of_several_at_once_one_gets_it(start: Callable[[str, Path], subprocess.Popen[str]], tmp_path: Path) -> None:
+    contenders = [start(CONTENDER, tmp_path) for _ in range(4)]
+    for contender in contenders:
+        assert contender.stdin is not None
+        contender.stdin.write("\n")
+        contender.stdin.flush()
+    answers = [said(contender) for contender in contenders]
+    assert answers.count("mine") == 1, answers
+    winner = contenders[answers.index("mine")].pid
+    assert sum(f"in use by process {winner} on" in answer for answer in answers) == 3, answers
+
+
+def test_looking_writes_nothing(tmp_path: Path) -> None:
+    check_free(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with owned(tmp_path):
+        pass
+    before = snapshot(tmp_path)
+    check_free(tmp_path)
+    assert snapshot(tmp_path) == before
+
+
+def test_whoever_looks_does_not_keep_the_next_owner_out(tmp_path: Path) -> None:
+    with owned(tmp_path):
+        pass
+    looker = subprocess.Popen(
+        [sys.executable, "-c", "import fcntl, sys, time; file = open(sys.argv[1], 'r+'); "
+         "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(0.2)",
+         str(tmp_path / OWNER_FILE)], stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert said(looker) == "held"
+    with owned(tmp_path):
+        pass
+    looker.communicate()
+
+
+def test_an_error_in_the_block_frees_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), owned(tmp_path):
+        raise KeyError
+    with owned(tmp_path):
+        pass
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError), owned(tmp_path / "nothing"):
+        pass
+    check_free(tmp_path / "nothing")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"pid": 1}'])
+def test_an_owner_that_did_not_get_to_write_its_name(
+    start: Callable[[str, Path], subprocess.Popen[str]], tmp_path: Path, content: str
+) -> None:
+    owner = start(OWNER, tmp_path)
+    assert said(owner) == "mine"
+    (tmp_path / OWNER_FILE).write_text(content)
+    with pytest.raises(UserError, match="in use by another process;"):
+        check_free(tmp_path)
