@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -89,48 +89,100 @@ def measure_fields(
     Raises:
         ValueError: A label has no test image.
     """
-    counts = torch.bincount(dataset.test.labels, minlength=dataset.num_classes)
     check_labels_present(dataset)
-    heads = {tap: tap_heads(model.config, tap) for tap in readouts}
-    silenced = pooling_weights == "silenced"
-    views = {tap: _views(readout, heads[tap], silenced=silenced) for tap, readout in readouts.items()}
-    sums: dict[tuple[Tap, int], Tensor] = {}
-    correct: dict[tuple[Tap, str], Tensor] = {}
-
-    def pool(tap: Tap, tokens: Tensor) -> Tensor:
-        # One feature set per distinct way of pooling, stacked along the token places.
-        return torch.cat([readouts[tap].pool(tokens, groups=groups) for groups in views[tap]], dim=1)
-
+    sums = {
+        tap: _TapSums(readout, tap_heads(model.config, tap), silenced=pooling_weights == "silenced")
+        for tap, readout in readouts.items()
+    }
     done = 0
     network_hits = torch.zeros((), dtype=torch.int64, device=device)
     for features, labels, logits in stream_taps(
-        model, readouts, dataset.test, dataset, device=device, pool=pool, batch_size=batch_size
+        model,
+        readouts,
+        dataset.test,
+        dataset,
+        device=device,
+        pool=lambda tap, tokens: sums[tap].pool(tokens),
+        batch_size=batch_size,
     ):
-        one_hot = F.one_hot(labels, dataset.num_classes).to(torch.float32).T
-        for tap, stacked in features.items():
-            by_groups = dict(zip(views[tap], stacked.chunk(len(views[tap]), dim=1), strict=True))
-            for groups, pooled in by_groups.items():
-                _add(sums, (tap, groups), (one_hot @ pooled.flatten(1).float()).double())
-            if with_accuracy:
-                _count_correct(correct, tap, readouts[tap], by_groups, heads[tap], labels, silenced=silenced)
+        for tap, pooled in features.items():
+            sums[tap].add(pooled, labels, with_accuracy=with_accuracy)
         network_hits += (logits.argmax(dim=1) == labels).sum()
         done += len(labels)
         on_batch(done, len(dataset.test))
-    means = {key: (total.cpu() / counts.unsqueeze(1)) for key, total in sums.items()}
-    fields = {
-        tap: _fields(readout, {groups: means[tap, groups] for groups in views[tap]}, heads[tap])
-        for tap, readout in readouts.items()
-    }
+    counts = torch.bincount(dataset.test.labels, minlength=dataset.num_classes)
     total = len(dataset.test)
-    accuracy = {
-        tap: TapAccuracy(
-            correct[tap, "readout"].item() / total,
-            *((correct[tap, kind].cpu() / total) if heads[tap] else None for kind in ("alone", "silenced")),
+    return Measured(
+        {tap: of_tap.fields(counts) for tap, of_tap in sums.items()},
+        {tap: of_tap.accuracy(total) for tap, of_tap in sums.items()} if with_accuracy else {},
+        network_hits.item() / total,
+    )
+
+
+class _TapSums:
+    """What is added up, batch by batch, of one tap.
+
+    Pooled features are stacked along the token places: one set per distinct way of pooling, which is a number of groups
+    that units are cut into. One group is all together, which the logits need in any case.
+    """
+
+    def __init__(self, readout: ReadOut, num_heads: int | None, *, silenced: bool) -> None:
+        self._readout, self._num_heads, self._silenced = readout, num_heads, silenced
+        self._ways: tuple[int, ...] = (1,)
+        if silenced and readout.scores is not None:
+            self._ways = tuple(dict.fromkeys((1, num_heads or 1, readout.scores.in_features)))
+        self._features: dict[int, Tensor] = {}
+        """(K, T F) by way: summed over the images of each label."""
+        self._hits: dict[str, Tensor] = {}
+        """Correct answers of the whole read-out (), of each head `alone` (H,), and without each, `silenced` (H,)."""
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, N, F) as pooled features (B, ways T, F)."""
+        return torch.cat([self._readout.pool(tokens, groups=groups) for groups in self._ways], dim=1)
+
+    def add(self, stacked: Tensor, labels: Tensor, *, with_accuracy: bool) -> None:
+        """Take pooled features (B, ways T, F) and labels (B,)."""
+        by_groups = dict(zip(self._ways, stacked.chunk(len(self._ways), dim=1), strict=True))
+        one_hot = F.one_hot(labels, self._readout.fc.out_features).to(torch.float32).T
+        for groups, pooled in by_groups.items():
+            _add(self._features, groups, (one_hot @ pooled.flatten(1).float()).double())
+        if with_accuracy:
+            self._count_hits(by_groups, labels)
+
+    def _count_hits(self, by_groups: Mapping[int, Tensor], labels: Tensor) -> None:
+        logits = self._readout.classify(by_groups[1])
+        _add(self._hits, "readout", (logits.argmax(dim=1) == labels).sum())
+        if (heads := self._num_heads) is None:
+            return
+        own = heads in by_groups
+        alone = _head_logits(self._readout, by_groups[heads if own else 1], heads)
+        # What the others say together is what all say but for this head, each with the weights that all share.
+        shared = _head_logits(self._readout, by_groups[1], heads) if self._silenced and own else alone
+        _add(self._hits, "alone", (alone.argmax(dim=2) == labels.unsqueeze(1)).sum(dim=0))
+        without = logits.unsqueeze(1) - shared
+        _add(self._hits, "silenced", (without.argmax(dim=2) == labels.unsqueeze(1)).sum(dim=0))
+
+    def fields(self, counts: Tensor) -> TapFields:
+        """Mean fields; `counts` (K,) are the images of each label."""
+        weight = self._readout.weight.detach().cpu()
+        width = weight.shape[-1]
+        means = {
+            groups: (total.cpu() / counts.unsqueeze(1)).view(-1, *weight.shape[1:])
+            for groups, total in self._features.items()
+        }
+        shared, heads = means[1], self._num_heads
+        return TapFields(
+            units=group_fields(means.get(width, shared), weight, width),
+            heads=None if heads is None else group_fields(means.get(heads, shared), weight, heads),
+            logits=group_fields(shared, weight, 1)[0],
         )
-        for tap in readouts
-        if with_accuracy
-    }
-    return Measured(fields, accuracy, network_hits.item() / total)
+
+    def accuracy(self, total: int) -> TapAccuracy:
+        """Over so many images."""
+        alone, silenced = (
+            self._hits[kind].cpu() / total if kind in self._hits else None for kind in ("alone", "silenced")
+        )
+        return TapAccuracy(self._hits["readout"].item() / total, alone, silenced)
 
 
 def check_labels_present(dataset: Dataset) -> None:
@@ -144,39 +196,11 @@ def check_labels_present(dataset: Dataset) -> None:
         )
 
 
-def _views(readout: ReadOut, num_heads: int | None, *, silenced: bool) -> tuple[int, ...]:
-    """Into how many groups units are cut for pooling: 1 is all together, which the logits need in any case."""
-    if not silenced or readout.scores is None:
-        return (1,)
-    return tuple(dict.fromkeys((1, num_heads or 1, readout.scores.in_features)))
+Key = TypeVar("Key")
 
 
-def _add(sums: dict[tuple[Tap, int], Tensor], key: tuple[Tap, int], value: Tensor) -> None:
+def _add(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
     sums[key] = sums[key] + value if key in sums else value
-
-
-def _count_correct(
-    correct: dict[tuple[Tap, str], Tensor],
-    tap: Tap,
-    readout: ReadOut,
-    by_groups: Mapping[int, Tensor],
-    num_heads: int | None,
-    labels: Tensor,
-    *,
-    silenced: bool,
-) -> None:
-    def add(kind: str, hits: Tensor) -> None:
-        correct[tap, kind] = correct[tap, kind] + hits if (tap, kind) in correct else hits
-
-    logits = readout.classify(by_groups[1])
-    add("readout", (logits.argmax(dim=1) == labels).sum())
-    if num_heads is None:
-        return
-    alone = _head_logits(readout, by_groups[num_heads if num_heads in by_groups else 1], num_heads)
-    # What the others say together is what all say but for this head, each with the weights that all share.
-    shared = _head_logits(readout, by_groups[1], num_heads) if silenced and num_heads in by_groups else alone
-    add("alone", (alone.argmax(dim=2) == labels.unsqueeze(1)).sum(dim=0))
-    add("silenced", ((logits.unsqueeze(1) - shared).argmax(dim=2) == labels.unsqueeze(1)).sum(dim=0))
 
 
 def _head_logits(readout: ReadOut, features: Tensor, num_heads: int) -> Tensor:
@@ -184,18 +208,6 @@ def _head_logits(readout: ReadOut, features: Tensor, num_heads: int) -> Tensor:
     grouped = features.unflatten(2, (num_heads, -1))
     weight = readout.weight.unflatten(2, (num_heads, -1))
     return torch.einsum("bthd,kthd->bhk", grouped, weight)
-
-
-def _fields(readout: ReadOut, means: Mapping[int, Tensor], num_heads: int | None) -> TapFields:
-    weight = readout.weight.detach().cpu()
-    width = weight.shape[-1]
-    places = {groups: mean.view(-1, *weight.shape[1:]) for groups, mean in means.items()}
-    shared = places[1]
-    return TapFields(
-        units=group_fields(places.get(width, shared), weight, width),
-        heads=None if num_heads is None else group_fields(places.get(num_heads, shared), weight, num_heads),
-        logits=group_fields(shared, weight, 1)[0],
-    )
 
 
 def group_fields(mean_features: Tensor, weight: Tensor, num_groups: int) -> Tensor:

@@ -95,56 +95,82 @@ def field_statistics(fields: ArrayLike, threshold: float = 0.3) -> FieldStatisti
         ValueError: `fields` is not (H, K, K) or not finite in float32, or `threshold` is outside [0, 1).
     """
     binary = binarize_fields(fields, threshold)
-    clusters = [greedy_clusters(ones) for ones in binary]
-    num_labels = binary.shape[-1]
-    ones = binary.sum(axis=(1, 2), dtype=np.int64)
-    num_clusters = np.array([len(of_head) for of_head in clusters], dtype=np.int64)
-    labels_per_head = np.array([sum(map(len, of_head)) for of_head in clusters], dtype=np.int64)
-    inside = np.array([sum(len(cluster) ** 2 for cluster in of_head) for of_head in clusters], dtype=np.int64)
-    noise = ones - inside
-    # The labels in a cluster are those with a one on the diagonal, and every cluster lies in their columns.
-    clustered = binary.diagonal(axis1=1, axis2=2)
-    column_noise = (binary & clustered[:, None, :]).sum(axis=(1, 2), dtype=np.int64) - inside
-
-    def means(heads: NDArray[np.bool_]) -> ClusterMeans:
-        num_in_heads = num_clusters[heads].sum()
-        return ClusterMeans(
-            clusters_per_head=_mean(num_clusters[heads]),
-            cluster_size=float(labels_per_head[heads].sum() / num_in_heads) if num_in_heads else float("nan"),
-            labels_per_head=_mean(labels_per_head[heads]),
-            noise=_mean(noise[heads]),
-            column_noise=_mean(column_noise[heads]),
-        )
-
-    def cluster_snr(heads: NDArray[np.bool_]) -> float:
-        signal = labels_per_head[heads].sum()
-        if signal == 0:
-            return float("nan")
-        wrong = (inside - labels_per_head + noise)[heads].sum()  # sum(size (size - 1)) + sum(noise)
-        return float((num_labels - 1) * signal / wrong) if wrong else float("inf")
-
-    every = np.ones(len(clusters), dtype=np.bool_)
-    empty = num_clusters == 0
+    counts = _count(binary)
+    every = np.ones(len(binary), dtype=np.bool_)
+    empty = counts.num_clusters == 0
     # float32 as for the clusters, then float64: no float32 overflows or vanishes when summed or squared.
     matrices = np.asarray(fields, dtype=np.float32).astype(np.float64)
     head_snr = _measured_snr(matrices)
-    sizes = Counter(len(cluster) for of_head in clusters for cluster in of_head)
+    sizes = Counter(len(cluster) for of_head in counts.clusters for cluster in of_head)
     return FieldStatistics(
-        clusters=clusters,
-        ones=ones,
-        noise=noise,
-        column_noise=column_noise,
-        num_clusters=num_clusters,
-        labels_per_head=labels_per_head,
+        clusters=counts.clusters,
+        ones=counts.ones,
+        noise=counts.noise,
+        column_noise=counts.column_noise,
+        num_clusters=counts.num_clusters,
+        labels_per_head=counts.labels_per_head,
         empty=empty,
         head_snr=head_snr,
-        means=means(every),
-        means_nonempty=means(~empty),
+        means=counts.means(every),
+        means_nonempty=counts.means(~empty),
         cluster_sizes=dict(sorted(sizes.items())),
-        cluster_snr=cluster_snr(every),
-        cluster_snr_nonempty=cluster_snr(~empty),
+        cluster_snr=counts.cluster_snr(every, binary.shape[-1]),
+        cluster_snr_nonempty=counts.cluster_snr(~empty, binary.shape[-1]),
         field_snr=float(_measured_snr(matrices.sum(axis=0, keepdims=True))[0]),
         mean_head_snr=_mean(head_snr[~np.isnan(head_snr)]),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Counts:
+    """What is counted in the binarized fields of each head; arrays are (H,), fields as in `FieldStatistics`."""
+
+    clusters: list[list[list[int]]]
+    ones: NDArray[np.int64]
+    num_clusters: NDArray[np.int64]
+    labels_per_head: NDArray[np.int64]
+    inside: NDArray[np.int64]
+    """Ones in the clusters: the sum of size squared."""
+    column_noise: NDArray[np.int64]
+
+    @property
+    def noise(self) -> NDArray[np.int64]:
+        return self.ones - self.inside
+
+    def means(self, heads: NDArray[np.bool_]) -> ClusterMeans:
+        """Over the heads that the mask (H,) selects."""
+        num_in_heads = self.num_clusters[heads].sum()
+        return ClusterMeans(
+            clusters_per_head=_mean(self.num_clusters[heads]),
+            cluster_size=float(self.labels_per_head[heads].sum() / num_in_heads) if num_in_heads else float("nan"),
+            labels_per_head=_mean(self.labels_per_head[heads]),
+            noise=_mean(self.noise[heads]),
+            column_noise=_mean(self.column_noise[heads]),
+        )
+
+    def cluster_snr(self, heads: NDArray[np.bool_], num_labels: int) -> float:
+        """Over the heads that the mask (H,) selects."""
+        signal = self.labels_per_head[heads].sum()
+        if signal == 0:
+            return float("nan")
+        # sum(size (size - 1)) + sum(noise)
+        wrong = (self.inside - self.labels_per_head + self.noise)[heads].sum()
+        return float((num_labels - 1) * signal / wrong) if wrong else float("inf")
+
+
+def _count(binary: NDArray[np.bool_]) -> _Counts:
+    """Of binarized fields (H, K, K)."""
+    clusters = [greedy_clusters(ones) for ones in binary]
+    inside = np.array([sum(len(cluster) ** 2 for cluster in of_head) for of_head in clusters], dtype=np.int64)
+    # The labels in a cluster are those with a one on the diagonal, and every cluster lies in their columns.
+    clustered = binary.diagonal(axis1=1, axis2=2)
+    return _Counts(
+        clusters=clusters,
+        ones=binary.sum(axis=(1, 2), dtype=np.int64),
+        num_clusters=np.array([len(of_head) for of_head in clusters], dtype=np.int64),
+        labels_per_head=np.array([sum(map(len, of_head)) for of_head in clusters], dtype=np.int64),
+        inside=inside,
+        column_noise=(binary & clustered[:, None, :]).sum(axis=(1, 2), dtype=np.int64) - inside,
     )
 
 

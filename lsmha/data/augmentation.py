@@ -54,9 +54,8 @@ class Augmentation:
         self._config = config
         self._mean, self._std = tuple(mean), tuple(std)
         self._num_classes = num_classes
-        # Imported here, so that a run without it does not load torchvision.
         if config.randaugment_ops:
-            from lsmha.data.randaugment import RandAugment
+            from lsmha.data.randaugment import RandAugment  # here, because runs without it must not load torchvision
 
             self._randaugment = RandAugment(config.randaugment_ops, config.randaugment_magnitude)
 

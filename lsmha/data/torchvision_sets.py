@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-# torchvision.datasets is imported inside the functions because other sources must not wait for it.
 from lsmha.config import DataConfig
 from lsmha.data.decoding import decode_images, resize_images
 from lsmha.data.images import LabeledImages
@@ -24,7 +23,7 @@ def load_cifar(config: DataConfig, on_progress: OnProgress) -> tuple[LabeledImag
     Raises:
         DataError: the set is not in the folder and cannot be downloaded.
     """
-    from torchvision import datasets
+    from torchvision import datasets  # here, because other sources must not wait for it
 
     source: Any = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.name]
     # torchvision unpickles the batches, which may run code; that is acceptable because it first compares each file
@@ -46,7 +45,7 @@ def load_flowers(config: DataConfig, on_progress: OnProgress) -> tuple[LabeledIm
     Raises:
         DataError: the set is not in the folder and cannot be downloaded, or an image cannot be decoded.
     """
-    from torchvision.datasets import Flowers102
+    from torchvision.datasets import Flowers102  # here, because other sources must not wait for it
 
     archives = list(Flowers102._file_dict.values())
     parts = {
@@ -70,7 +69,7 @@ def load_imagefolder(
     Raises:
         DataError: a folder is missing or empty, the labels differ, or an image cannot be decoded.
     """
-    from torchvision.datasets import ImageFolder
+    from torchvision.datasets import ImageFolder  # here, because other sources must not wait for it
 
     if config.path is None:
         raise DataError("data.path must be the folder with train/ and test/ for data.name='imagefolder'")
@@ -96,7 +95,7 @@ def _open_or_download(
     source: Any, config: DataConfig, subfolder: str, archives: list[tuple[str, str]], **arguments: Any
 ) -> Any:
     """Open a torchvision data set whose archives (file name, MD5) lie, or will be put, in `subfolder` of the path."""
-    from torchvision.datasets.utils import check_integrity
+    from torchvision.datasets.utils import check_integrity  # here, because other sources must not wait for it
 
     root = Path(config.path or DEFAULT_FOLDER).expanduser()
     # torchvision unpacks only when it may download; with intact archives at hand that uses no network.

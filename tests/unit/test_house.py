@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import subprocess
@@ -14,6 +15,11 @@ from repository import ROOT, SEARCH_SPACES
 
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.search.build import build_space
+
+PACKAGES = ("lsmha", "orchestrator")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+MAX_MODULES, MAX_LINES = 13, 60
 
 
 @pytest.mark.parametrize("path", SEARCH_SPACES, ids=lambda path: path.stem)
@@ -63,6 +69,42 @@ assert not {{"torch", "ray"}} & set(sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_help_loads_nothing_heavy() -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "orchestrator.cli", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "typer" in loaded
+    assert loaded.isdisjoint({"torch", "ray", "pandas", "optuna", "matplotlib"})
+
+
+FOLDERS = sorted({path.parent for path in MODULES})
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_folder_can_be_taken_in_at_a_glance(folder: Path) -> None:
+    modules = [path.name for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(modules) <= MAX_MODULES
+
+
+def test_rooms_of_the_orchestrator_offer_nothing_but_their_modules() -> None:
+    for file in (ROOT / "orchestrator").rglob("__init__.py"):
+        assert file.parent.name == "orchestrator" or not file.read_text(encoding="utf-8"), file
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_functions_are_short_and_import_nothing_without_a_reason(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for function in (node for node in ast.walk(ast.parse(text)) if isinstance(node, FUNCTIONS)):
+        assert function.end_lineno is not None
+        assert function.end_lineno - function.lineno < MAX_LINES, function.name
+        # That commands import what they do when they are called is said once, at the top of the file.
+        for node in ast.walk(function) if path.name != "cli.py" else ():
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                line, above = lines[node.lineno - 1], lines[node.lineno - 2].strip()
+                assert "  # " in line or above.startswith("#"), f"{function.name}: {line.strip()}"
 
 
 def test_generated_documentation_is_up_to_date() -> None:
