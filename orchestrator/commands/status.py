@@ -27,12 +27,12 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
         lines.append(" ".join(f"{title}: {completed} completed, {len(records) - completed} failed {planned}".split()))
         for record in records:
             if not record.completed:
-                unforeseen = f" (unforeseen: see tracebacks/{record.id}.txt)" if record.traceback else ""
-                lines.append(f"  {record.id} failed: {record.error}{unforeseen}")
+                lines.append(_failed(record.id, record.error, record.traceback, f"{record.id}.txt"))
     if ledger.analyses:
         failures = {run_id: record.failure for run_id, record in ledger.analyses.items() if record.failure is not None}
         lines.append(f"analyses: {len(ledger.analyses) - len(failures)} completed, {len(failures)} failed")
-        lines += [f"  {run_id} failed: {failure.reason}" for run_id, failure in failures.items()]
+        for run_id, failure in failures.items():
+            lines.append(_failed(run_id, failure.reason, failure.traceback, f"{run_id}-analysis.txt"))
     if ledger.committees is not None:
         scored = sum(isinstance(row, ScoredCommittee) for row in ledger.committees.rows)
         lines.append(f"committees: {scored} scored")
@@ -44,3 +44,8 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
         volume = front_hypervolume(ledger)
         lines.append(f"front: {len(front)} configurations" + (f", hypervolume {volume['value']:.4g}" if volume else ""))
     terminal.say("\n".join(lines))
+
+
+def _failed(run_id: str, reason: str | None, traceback: str | None, file: str) -> str:
+    unforeseen = f" (unforeseen: see tracebacks/{file})" if traceback else ""
+    return f"  {run_id} failed: {reason}{unforeseen}"

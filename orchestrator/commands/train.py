@@ -31,6 +31,7 @@ from orchestrator.execution.training_job import (
     Warned,
 )
 from orchestrator.execution.worker_pool import WorkerPool
+from orchestrator.failures import Failure
 from orchestrator.run_folder.location import check_output_folder
 from orchestrator.run_folder.ownership import OWNER_FILE, check_free
 from orchestrator.terminal import Terminal
@@ -72,9 +73,12 @@ def train_one(
         job = TrainingJob("train", model, config.train, checkpoint, export=folder)
         pool = WorkerPool(ray.put(dataset.to_arrays()), storage=folder / "ray")
         pool.train([job], outcome, resources=asked, concurrency=1)
-        if outcome.result is None:
-            terminal.insist(f"failed: {outcome.failure}")
+        if (failure := outcome.failure) is not None:
+            if failure.traceback is not None:
+                terminal.insist(failure.traceback)
+            terminal.insist(f"failed: {failure.reason}")
             return ExitCode.NO_RESULT
+        assert outcome.result is not None
         result = _summary(outcome.result, model) | {"seed": config.train.seed, "workers": asked.workers_per_trial}
         write_table(folder / "curve.parquet", outcome.result.curve)
         atomic_write_text(folder / "result.json", json.dumps(result, indent=2) + "\n")
@@ -92,7 +96,7 @@ class _Outcome:
     def __init__(self, terminal: Terminal, epochs: int) -> None:
         self._terminal, self._epochs = terminal, epochs
         self.result: TrainingResult | None = None
-        self.failure = "interrupted"
+        self.failure: Failure | None = None
 
     def __call__(self, event: TrainingEvent) -> None:
         match event:
@@ -107,7 +111,7 @@ class _Outcome:
             case Completed():
                 self.result = event.result
             case Failed():
-                self.failure = event.failure.reason
+                self.failure = event.failure
 
 
 def _check_folder(folder: RunPath, checkpoint: RunPath) -> None:

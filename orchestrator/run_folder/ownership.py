@@ -34,7 +34,7 @@ class RunLock(Protocol):
         """Raise OSError if this process owned the folder and does no more."""
 
     def release(self) -> None:
-        """Own nothing any more, before the block ends: for a process that is about to end without leaving it."""
+        """Leave nothing behind that would outlive this process, which is about to end without leaving the block."""
 
     def is_held(self) -> bool:
         """Whether a live process owns the folder, as far as can be told without writing."""
@@ -112,7 +112,7 @@ def owned(folder: RunPath) -> Iterator[None]:
 
 
 def give_up() -> None:
-    """Own nothing any more: for a process that is about to end without leaving its blocks."""
+    """Release whatever this process owns: it is about to end without leaving its blocks."""
     for lock in list(_owned.values()):
         lock.release()
 

@@ -114,6 +114,11 @@ def test_a_trial_without_a_result_fails_alone(sweep: Callable[..., Sweep]) -> No
             assert re.search(reasons[kind], content["error"]), (kind, content["error"])
             assert "\n" not in content["error"]
             assert f"{name} failed: {content['error']}" in status
+            assert content["failure"] == {"exception": "unexpected", "kill": "worker"}.get(kind, "metrics")
+    (fault,) = (partial.run / "tracebacks").iterdir()
+    assert fault.stem == next(name for name, kind in spoilt.items() if kind == "exception")
+    assert "run_job_and_spoil" in fault.read_text()
+    assert f"{fault.stem} failed by an error that lsmha-sweep did not foresee" in ended.output
     assert {row["id"] for row in table(partial.run, "front")} <= found.keys() - spoilt.keys()
     assert_study_holds(partial.run)
 

@@ -17,6 +17,7 @@ from orchestrator.cluster.capacity import Capacity, check_capacity, concurrent_t
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
+from orchestrator.run_folder.ownership import owned
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 
@@ -490,6 +491,13 @@ def test_a_command_that_cannot_run(refused, tmp_path: Path, arguments: tuple[str
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("precious")
     assert_words(refused(*arguments), words)
+
+
+def test_a_training_run_has_its_folder_for_itself(refused, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    with owned(tmp_path / "one"):
+        line = refused("train", "cct_2_3x2_32", "--data", "digits", "--out", "one")
+    assert_words(line, ("one: in use by process", "one process at a time"))
 
 
 def test_no_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:
