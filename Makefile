@@ -21,7 +21,7 @@ RUN_STAMP = $(VENV)/.installed
 TEST_STAMP = $(VENV)/.installed-test
 # A plain installation is a copy of the sources, an editable one reads them. Where the editable one exists, it serves
 # quickstart too.
-SOURCES := $(shell find lsmha orchestrator -name '*.py')
+SOURCES := $(shell find lsmha orchestrator -name '*.py' -o -name '*.pyi')
 INSTALLED := $(if $(wildcard $(TEST_STAMP)),$(TEST_STAMP),$(RUN_STAMP))
 
 .DEFAULT_GOAL := help

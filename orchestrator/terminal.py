@@ -34,5 +34,5 @@ class Terminal:
         return self.console.is_terminal and not self.quiet
 
 
-QUIET = Terminal(quiet=True)
+QUIET = Terminal(Console(quiet=True), quiet=True)
 """Prints nothing."""

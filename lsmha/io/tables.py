@@ -18,12 +18,17 @@ def write_table(path: RunPath, rows: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         OSError: The storage is full, read-only or gone; the old table stays.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    table = pa.table({column: [row.get(column) for row in rows] for column in columns})
+    table = as_table(rows)
     # In memory: a full disk is an OSError of ours then, and not whatever pyarrow makes of it.
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({"checksum": CHECKSUM_PLACEHOLDER}), buffer, write_page_checksum=True)
     write_checked(path, buffer.getvalue().to_pybytes())
+
+
+def as_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as the table that `write_table` writes of them."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    return pa.table({column: [row.get(column) for row in rows] for column in columns})
 
 
 def read_table(path: RunPath) -> pa.Table:

@@ -139,7 +139,7 @@ def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
 
 def test_sweep_share(cifar: Path, tmp_path: Path) -> None:
     content = run(
-        "sweep_share", str(cifar), "--trials", "2", "--batch", "2", "--images", "140", "--epochs", "1",
+        "sweep_share", str(cifar), "--trials", "2", "--suggestion-batch", "2", "--images", "140", "--epochs", "1",
         out=tmp_path / "share",
     )  # fmt: skip
     (found,) = content["results"]

@@ -38,7 +38,8 @@ def test_a_round_measures_each_network_or_says_why_not() -> None:
 
 def test_a_round_says_what_its_mode_needs() -> None:
     made = measure_round([TINY], QUICK.model_copy(update={"mode": "cuda-graph"}), device=CPU)
-    assert made.measured == ["ValueError: latency.mode: must be eager or compiled without a GPU, but got 'cuda-graph'"]
+    reason = "latency.mode: must be eager or compiled without a GPU, but got 'cuda-graph'"
+    assert made.measured == [f"ConfigurationError: {reason}"]
 
 
 def test_a_round_ends_with_the_process_that_wants_it(tmp_path: Path) -> None:

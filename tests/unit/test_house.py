@@ -103,8 +103,14 @@ def test_functions_are_short_and_import_nothing_without_a_reason(path: Path) -> 
         # That commands import what they do when they are called is said once, at the top of the file.
         for node in ast.walk(function) if path.name != "cli.py" else ():
             if isinstance(node, ast.Import | ast.ImportFrom):
-                line, above = lines[node.lineno - 1], lines[node.lineno - 2].strip()
-                assert "  # " in line or above.startswith("#"), f"{function.name}: {line.strip()}"
+                line = lines[node.lineno - 1]
+                assert "  # " in line or _above_the_imports(lines, node.lineno).startswith("#"), line.strip()
+
+
+def _above_the_imports(lines: list[str], number: int) -> str:
+    """The line above the block of imports that the line of that number, from 1, is in."""
+    above = lines[number - 2].strip()
+    return _above_the_imports(lines, number - 1) if above.startswith(("from ", "import ")) else above
 
 
 def test_generated_documentation_is_up_to_date() -> None:
