@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from lsmha.config import Rule
+from lsmha.shapes import Float, Float32, Float64, Int, Shaped
 
 RULES: tuple[Rule, ...] = get_args(Rule)
 
@@ -70,7 +71,7 @@ class CommitteeResult:
     mean_disagreement: float | None
 
 
-def member_scores(logits: Tensor, rule: Rule = "softmax") -> Tensor:
+def member_scores(logits: Tensor, rule: Rule = "softmax") -> Float32[Tensor, "M n K"]:
     """What a committee sums over its members, (M, n, K) float32: softmax outputs, logits, or one vote per image.
 
     A sum of votes alone leaves ties. `committee_predictions`, and all that follows from it, breaks them by a second
@@ -84,7 +85,7 @@ def member_scores(logits: Tensor, rule: Rule = "softmax") -> Tensor:
     return _scores(_checked_logits(logits), rule).float()
 
 
-def committee_predictions(logits: Tensor, rule: Rule = "softmax") -> Tensor:
+def committee_predictions(logits: Tensor, rule: Rule = "softmax") -> Int[Tensor, " n"]:
     """Labels (n,), int64, with the largest sum of `member_scores`; ties as documented there.
 
     The order of the members makes no difference. A single member predicts the label of its largest logit, by any rule.
@@ -190,7 +191,7 @@ def paired_bootstrap(difference: Tensor, *, resamples: int = 2000, level: float 
     return Interval(float(counts @ values / num_images), float(low), float(high), level)
 
 
-def disagreement(predictions: Tensor) -> Tensor:
+def disagreement(predictions: Tensor) -> Float64[Tensor, "M M"]:
     """Fraction of images (M, M), float64, on which two members predict different labels; predictions are (M, n).
 
     Raises:
@@ -294,7 +295,9 @@ def check_members(
             raise ValueError(f"logits of member {name} must be finite, but got {_what(scores)}")
 
 
-def _keys(logits: Tensor, rule: Rule, *, tables: int) -> Iterator[tuple[slice, Tensor]]:
+def _keys(
+    logits: Float[Tensor, "M n K"], rule: Rule, *, tables: int
+) -> Iterator[tuple[slice, Float64[Tensor, "M c K"]]]:
     """A few images at a time, and their scores (M, c, K) whose sums rank the labels; float64, and summed exactly.
 
     One number holds both keys of `member_scores`: the second one is scaled to add up to less than a step of the first.
@@ -314,12 +317,12 @@ def _keys(logits: Tensor, rule: Rule, *, tables: int) -> Iterator[tuple[slice, T
             yield images, _rounded(_scores(chunk, rule)) + votes * (_STEP / above)
 
 
-def _rounded(scores: Tensor) -> Tensor:
+def _rounded(scores: Float64[Tensor, "M c K"]) -> Float64[Tensor, "M c K"]:
     return (scores / _STEP).round() * _STEP
 
 
-def _scores(logits: Tensor, rule: Rule) -> Tensor:
-    """Scores (M, n, K), float64: float32 softmax outputs differ in the last digit when labels change places."""
+def _scores(logits: Float[Tensor, "M n K"], rule: Rule) -> Float64[Tensor, "M n K"]:
+    """Scores in float64: float32 softmax outputs differ in the last digit when labels change places."""
     if rule == "softmax":
         return logits.softmax(2, dtype=torch.float64)
     if rule == "logits":
@@ -330,7 +333,7 @@ def _scores(logits: Tensor, rule: Rule) -> Tensor:
     raise ValueError(f"rule must be one of {RULES}, but got {rule!r}")
 
 
-def _checked_logits(logits: Tensor) -> Tensor:
+def _checked_logits(logits: Tensor) -> Float32[Tensor, "M n K"]:
     """Float32 logits."""
     if logits.ndim != 3 or not logits.numel():
         raise ValueError(
@@ -343,7 +346,7 @@ def _checked_logits(logits: Tensor) -> Tensor:
     return checked
 
 
-def _checked_labels(logits: Tensor, labels: Tensor) -> Tensor:
+def _checked_labels(logits: Shaped[Tensor, "M n K"], labels: Tensor) -> Int[Tensor, " n"]:
     _, num_images, num_labels = logits.shape
     if labels.shape != (num_images,) or labels.is_floating_point() or not ((labels >= 0) & (labels < num_labels)).all():
         raise ValueError(

@@ -10,12 +10,14 @@ from typing import Literal, get_args
 
 import moocore
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from lsmha.shapes import Bool, Float64
 
 Direction = Literal["maximize", "minimize"]
 
 
-def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[np.bool_]:
+def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> Bool[np.ndarray, " n"]:
     """Which points no other point dominates, that is, equals or betters in every objective and betters in one.
 
     Equal points are all on the front or all off it. Points with a NaN or infinite value are never on it, and
@@ -24,9 +26,6 @@ def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[n
     Args:
         values: (n, m), one row per point; n may be 0.
         directions: (m,) which way each objective is better.
-
-    Returns:
-        (n,) booleans.
 
     Raises:
         ValueError: `values` is not (n, m) for m >= 1, or `directions` holds an unknown one.
@@ -40,7 +39,7 @@ def pareto_mask(values: ArrayLike, directions: Sequence[Direction]) -> NDArray[n
 
 def pareto_mask_with_ties(
     values: ArrayLike, directions: Sequence[Direction], *, measured: int, low: ArrayLike, high: ArrayLike
-) -> NDArray[np.bool_]:
+) -> Bool[np.ndarray, " n"]:
     """Which points no other point on the front dominates, where points whose ranges overlap tie in one objective.
 
     Of two points that tie in latency, say, the more accurate one dominates, though it may be slower by a hair; if they
@@ -53,9 +52,6 @@ def pareto_mask_with_ties(
         measured: The objective that is known by a range, 0 to m - 1.
         low: (n,) lower ends of the ranges.
         high: (n,) upper ends.
-
-    Returns:
-        (n,) booleans.
 
     Raises:
         ValueError: As for `pareto_mask`.
@@ -104,7 +100,7 @@ def hypervolume(values: ArrayLike, directions: Sequence[Direction], reference: S
     return float(moocore.hypervolume(finite, ref=bound, maximise=maximize))
 
 
-def _checked(values: ArrayLike, directions: Sequence[Direction]) -> tuple[NDArray[np.float64], list[bool]]:
+def _checked(values: ArrayLike, directions: Sequence[Direction]) -> tuple[Float64[np.ndarray, "n m"], list[bool]]:
     points = np.asarray(values, dtype=np.float64)
     unknown = [direction for direction in directions if direction not in get_args(Direction)]
     if unknown:

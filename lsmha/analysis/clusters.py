@@ -9,10 +9,12 @@ an output unit; fields have the unit of logits, but only their ratios count here
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
+
+from lsmha.shapes import Bool
 
 
-def binarize_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.bool_]:
+def binarize_fields(fields: ArrayLike, threshold: float = 0.3) -> Bool[np.ndarray, "H K K"]:
     """Which fields exceed a fraction of the largest field of their own matrix; both are compared in float32.
 
     A matrix whose largest field is not positive recognizes nothing, so it is all False. (The published code divides by
@@ -23,7 +25,7 @@ def binarize_fields(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.boo
         threshold: In [0, 1); a field equal to this fraction does not exceed it.
 
     Returns:
-        (H, K, K) booleans, the "ones" of the binarized matrices.
+        The "ones" of the binarized matrices.
 
     Raises:
         ValueError: `fields` is not (H, K, K) or not finite in float32, or `threshold` is outside [0, 1).
@@ -57,7 +59,7 @@ def find_clusters(fields: ArrayLike, threshold: float = 0.3) -> list[list[list[i
     return [greedy_clusters(ones) for ones in binarize_fields(fields, threshold)]
 
 
-def greedy_clusters(ones: NDArray[np.bool_]) -> list[list[int]]:
+def greedy_clusters(ones: Bool[np.ndarray, "K K"]) -> list[list[int]]:
     """Disjoint sets of labels whose sub-matrices are all ones, found greedily in ascending order.
 
     The candidates are the labels with a one on the diagonal. Each cluster starts with the smallest candidate left and
@@ -65,7 +67,7 @@ def greedy_clusters(ones: NDArray[np.bool_]) -> list[list[int]]:
     in exactly one cluster.
 
     Args:
-        ones: (K, K) one binarized matrix.
+        ones: One binarized matrix.
 
     Returns:
         The clusters in the order of their smallest label, each an ascending list of labels.

@@ -24,6 +24,7 @@ from lsmha.analysis.taps import Tap, tap_heads
 from lsmha.data import Dataset
 from lsmha.errors import ConfigurationError
 from lsmha.models import CCT
+from lsmha.shapes import Float, Float32, Int
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,12 +137,12 @@ class _TapSums:
         self._hits: dict[str, Tensor] = {}
         """Correct answers of the whole read-out (), of each head `alone` (H,), and without each, `silenced` (H,)."""
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, F) as pooled features (B, ways T, F)."""
+    def pool(self, tokens: Float[Tensor, "B N F"]) -> Float[Tensor, "B T F"]:
+        """Tokens as pooled features, those of each way after those of the one before."""
         return torch.cat([self._readout.pool(tokens, groups=groups) for groups in self._ways], dim=1)
 
-    def add(self, stacked: Tensor, labels: Tensor, *, with_accuracy: bool) -> None:
-        """Take pooled features (B, ways T, F) and labels (B,)."""
+    def add(self, stacked: Float[Tensor, "B T F"], labels: Int[Tensor, " B"], *, with_accuracy: bool) -> None:
+        """Take pooled features, as of `pool`."""
         by_groups = dict(zip(self._ways, stacked.chunk(len(self._ways), dim=1), strict=True))
         one_hot = F.one_hot(labels, self._readout.fc.out_features).to(torch.float32).T
         for groups, pooled in by_groups.items():
@@ -149,7 +150,7 @@ class _TapSums:
         if with_accuracy:
             self._count_hits(by_groups, labels)
 
-    def _count_hits(self, by_groups: Mapping[int, Tensor], labels: Tensor) -> None:
+    def _count_hits(self, by_groups: Mapping[int, Float[Tensor, "B T F"]], labels: Int[Tensor, " B"]) -> None:
         logits = self._readout.classify(by_groups[1])
         _add(self._hits, "readout", (logits.argmax(dim=1) == labels).sum())
         if (heads := self._num_heads) is None:
@@ -162,8 +163,8 @@ class _TapSums:
         without = logits.unsqueeze(1) - shared
         _add(self._hits, "silenced", (without.argmax(dim=2) == labels.unsqueeze(1)).sum(dim=0))
 
-    def fields(self, counts: Tensor) -> TapFields:
-        """Mean fields; `counts` (K,) are the images of each label."""
+    def fields(self, counts: Int[Tensor, " K"]) -> TapFields:
+        """Mean fields; `counts` are the images of each label."""
         weight = self._readout.weight.detach().cpu()
         width = weight.shape[-1]
         means = {
@@ -203,19 +204,23 @@ def _add(sums: dict[Key, Tensor], key: Key, value: Tensor) -> None:
     sums[key] = sums[key] + value if key in sums else value
 
 
-def _head_logits(readout: ReadOut, features: Tensor, num_heads: int) -> Tensor:
-    """Logits that each head alone raises, (B, T, F) -> (B, H, K)."""
+def _head_logits(
+    readout: ReadOut, features: Float[Tensor, "B T F"], num_heads: int
+) -> Float[Tensor, "B {num_heads} K"]:
+    """Logits that each head alone raises."""
     grouped = features.unflatten(2, (num_heads, -1))
     weight = readout.weight.unflatten(2, (num_heads, -1))
     return torch.einsum("bthd,kthd->bhk", grouped, weight)
 
 
-def group_fields(mean_features: Tensor, weight: Tensor, num_groups: int) -> Tensor:
-    """Field matrices (G, K, K), float32, of G equal groups of units: heads, or with G = F single nodes or filters.
+def group_fields(
+    mean_features: Float[Tensor, "K T F"], weight: Float[Tensor, "K T F"], num_groups: int
+) -> Float32[Tensor, "{num_groups} K K"]:
+    """Field matrices of G equal groups of units: heads, or with G = F single nodes or filters.
 
     Args:
-        mean_features: (K, T, F) mean pooled features of the images of each label.
-        weight: (K, T, F) read-out weights of each output unit.
+        mean_features: Mean pooled features of the images of each label.
+        weight: Read-out weights of each output unit.
         num_groups: G.
     """
     grouped = mean_features.double().unflatten(2, (num_groups, -1))

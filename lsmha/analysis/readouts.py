@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lsmha.analysis.taps import Tap, tap_width
 from lsmha.config import ModelConfig, Pooling
+from lsmha.shapes import Float
 
 
 class ReadOut(nn.Module):
@@ -28,8 +29,8 @@ class ReadOut(nn.Module):
         self.scores = nn.Linear(width, 1, bias=False) if pooling == "sequence" else None
         self.fc = nn.Linear(self.num_places * width, num_classes, bias=False)
 
-    def pool(self, tokens: Tensor, *, groups: int = 1) -> Tensor:
-        """Tokens (B, N, F) to features (B, T, F).
+    def pool(self, tokens: Float[Tensor, "B N F"], *, groups: int = 1) -> Float[Tensor, "B T F"]:
+        """Tokens to features.
 
         `groups` > 1 cuts the units into that many equal groups whose pooling weights come from the group alone, as
         though all others were silent. Only sequence pooling has weights that depend on the tokens.
@@ -45,17 +46,17 @@ class ReadOut(nn.Module):
         scores = (grouped * self.scores.weight.view(groups, -1)).sum(dim=-1, keepdim=True)
         return (scores.softmax(dim=1) * grouped).sum(dim=1, keepdim=True).flatten(2)
 
-    def classify(self, features: Tensor) -> Tensor:
-        """Features (B, T, F) to logits (B, K)."""
+    def classify(self, features: Float[Tensor, "B T F"]) -> Float[Tensor, "B K"]:
+        """Features to logits."""
         return self.fc(features.flatten(1))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (B, N, F) to logits (B, K)."""
+    def forward(self, tokens: Float[Tensor, "B N F"]) -> Float[Tensor, "B K"]:
+        """Tokens to logits."""
         return self.classify(self.pool(tokens))
 
     @property
-    def weight(self) -> Tensor:
-        """Weights of the linear layer by label, token place and unit, (K, T, F)."""
+    def weight(self) -> Float[Tensor, "K T F"]:
+        """Weights of the linear layer by label, token place and unit."""
         return self.fc.weight.unflatten(1, (self.num_places, -1))
 
 

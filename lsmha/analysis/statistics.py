@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lsmha.analysis.clusters import binarize_fields, greedy_clusters
+from lsmha.shapes import Bool, Float64, Int
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ class _Counts:
     column_noise: NDArray[np.int64]
 
     @property
-    def noise(self) -> NDArray[np.int64]:
+    def noise(self) -> Int[np.ndarray, " H"]:
         return self.ones - self.inside
 
-    def means(self, heads: NDArray[np.bool_]) -> ClusterMeans:
-        """Over the heads that the mask (H,) selects."""
+    def means(self, heads: Bool[np.ndarray, " H"]) -> ClusterMeans:
+        """Over the heads that the mask selects."""
         num_in_heads = self.num_clusters[heads].sum()
         return ClusterMeans(
             clusters_per_head=_mean(self.num_clusters[heads]),
@@ -148,8 +149,8 @@ class _Counts:
             column_noise=_mean(self.column_noise[heads]),
         )
 
-    def cluster_snr(self, heads: NDArray[np.bool_], num_labels: int) -> float:
-        """Over the heads that the mask (H,) selects."""
+    def cluster_snr(self, heads: Bool[np.ndarray, " H"], num_labels: int) -> float:
+        """Over the heads that the mask selects."""
         signal = self.labels_per_head[heads].sum()
         if signal == 0:
             return float("nan")
@@ -158,8 +159,8 @@ class _Counts:
         return float((num_labels - 1) * signal / wrong) if wrong else float("inf")
 
 
-def _count(binary: NDArray[np.bool_]) -> _Counts:
-    """Of binarized fields (H, K, K)."""
+def _count(binary: Bool[np.ndarray, "H K K"]) -> _Counts:
+    """Of binarized fields."""
     clusters = [greedy_clusters(ones) for ones in binary]
     inside = np.array([sum(len(cluster) ** 2 for cluster in of_head) for of_head in clusters], dtype=np.int64)
     # The labels in a cluster are those with a one on the diagonal, and every cluster lies in their columns.
@@ -174,8 +175,8 @@ def _count(binary: NDArray[np.bool_]) -> _Counts:
     )
 
 
-def _measured_snr(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean diagonal over root mean square off the diagonal, of each (K, K) matrix of (n, K, K)."""
+def _measured_snr(matrices: Float64[np.ndarray, "n K K"]) -> Float64[np.ndarray, " n"]:
+    """Mean diagonal over root mean square off the diagonal, of each matrix."""
     num_labels = matrices.shape[-1]
     signal = matrices.diagonal(axis1=1, axis2=2).mean(axis=1)
     wrong = np.where(np.eye(num_labels, dtype=np.bool_), 0.0, matrices)

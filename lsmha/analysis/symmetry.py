@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lsmha.analysis.clusters import binarize_fields
+from lsmha.shapes import Bool, Int, Shaped
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,13 +41,10 @@ class SymmetryBreaking:
     """Chance that the overlap is as large as this or larger at random. If low, heads know the same labels."""
 
 
-def head_label_incidence(fields: ArrayLike, threshold: float = 0.3) -> NDArray[np.bool_]:
+def head_label_incidence(fields: ArrayLike, threshold: float = 0.3) -> Bool[np.ndarray, "H K"]:
     """Which labels each head recognizes: those whose own output exceeds the threshold.
 
     Args and errors are those of `binarize_fields`.
-
-    Returns:
-        (H, K) booleans.
     """
     return binarize_fields(fields, threshold).diagonal(axis1=1, axis2=2).copy()
 
@@ -105,12 +103,12 @@ def symmetry_breaking(incidence: NDArray[np.bool_], *, permutations: int = 1000,
     )
 
 
-def _total_overlap(heads_per_label: NDArray[np.int64]) -> NDArray[np.int64]:
+def _total_overlap(heads_per_label: Int[np.ndarray, "*draws K"]) -> Shaped[np.ndarray, "*draws"] | np.int64:
     """Shared labels summed over pairs of heads: a label that n heads recognize is shared by n (n - 1) / 2 pairs."""
     return (heads_per_label * (heads_per_label - 1) // 2).sum(axis=-1)
 
 
-def _mean_jaccard(known: NDArray[np.bool_]) -> float:
+def _mean_jaccard(known: Bool[np.ndarray, "H K"]) -> float:
     shared = known.astype(np.float64) @ known.T
     sizes = shared.diagonal()
     first, second = np.triu_indices(len(known), k=1)

@@ -82,7 +82,7 @@ class SubjectProcess:
 
     def kill(self) -> None:
         """End it, whatever it does."""
-        with self.process:  # closes its pipes
+        with self._errors, self.process:  # closes its files and pipes
             self.process.kill()
 
     def peak_memory_mib(self) -> float:

@@ -11,21 +11,25 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from lsmha.config import AugmentConfig
+from lsmha.shapes import Bool, Float, Float32, Int, Shaped, UInt8
 
 
-def normalize(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+def normalize(
+    images: UInt8[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
+) -> Float32[Tensor, "B C H W"]:
     """Images as a model takes them: (x / 255 - mean) / std.
 
     Args:
-        images: (B, C, H, W) uint8.
+        images: Pixels.
         mean: C means, in [0, 1].
         std: C standard deviations, in [0, 1].
 
     Returns:
-        (B, C, H, W) float32, on the images' device.
+        Images on the same device.
     """
     scale, shift = _channel_constants(tuple(mean), tuple(std), images.device)
     return torch.addcmul(shift, images.float(), scale)
@@ -59,16 +63,17 @@ class Augmentation:
 
             self._randaugment = RandAugment(config.randaugment_ops, config.randaugment_magnitude)
 
-    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def __call__(
+        self, images: UInt8[Tensor, "B C H W"], labels: Int[Tensor, " B"]
+    ) -> tuple[Float32[Tensor, "B C H W"], Int[Tensor, " B"] | Float32[Tensor, "B K"]]:
         """Augment and normalize one batch.
 
         Args:
-            images: (B, C, H, W) uint8; not changed.
-            labels: (B,) int64, on the same device.
+            images: Not changed.
+            labels: On the same device.
 
         Returns:
-            Images (B, C, H, W) float32, and targets: `labels` itself, or with mixup or cutmix the probabilities of
-            the labels, (B, K) float32.
+            Images and targets: `labels` itself, or with mixup or cutmix the probabilities of the labels.
         """
         return self.normalize_and_mix(self.distort(images), labels)
 
@@ -80,14 +85,11 @@ class Augmentation:
         return max(1, PIXELS_AT_ONCE // pixels) if self._config.randaugment_ops else 1
 
     @torch.no_grad()
-    def distort(self, images: torch.Tensor) -> torch.Tensor:
+    def distort(self, images: UInt8[Tensor, "B C H W"]) -> UInt8[Tensor, "B C H W"]:
         """Do what is done to the pixels of each image apart: flip and translate, RandAugment.
 
         Args:
-            images: (B, C, H, W) uint8, of one batch or of several; not changed.
-
-        Returns:
-            (B, C, H, W) uint8.
+            images: Of one batch or of several; not changed.
         """
         config = self._config
         if config.flip or config.translate:
@@ -97,8 +99,10 @@ class Augmentation:
         return images
 
     @torch.no_grad()
-    def normalize_and_mix(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Do the rest to the images (B, C, H, W) uint8 of one batch; takes and returns what a call does."""
+    def normalize_and_mix(
+        self, images: UInt8[Tensor, "B C H W"], labels: Int[Tensor, " B"]
+    ) -> tuple[Float32[Tensor, "B C H W"], Int[Tensor, " B"] | Float32[Tensor, "B K"]]:
+        """Do the rest to the images of one batch; takes and returns what a call does."""
         config = self._config
         inputs = normalize(images, self._mean, self._std)
         if config.random_erasing:
@@ -113,14 +117,14 @@ class Augmentation:
             return inputs, labels
         return mix(inputs, labels)
 
-    def _draw_geometry(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    def _draw_geometry(self, images: UInt8[Tensor, "B C H W"]) -> tuple[Bool[Tensor, " B"], Int[Tensor, "B 2"], int]:
         count, device, limit = len(images), images.device, self._config.translate
         flips = torch.rand(count, device=device) < (0.5 if self._config.flip else 0)
         shifts = torch.randint(-limit, limit + 1, (count, 2), device=device)
         return flips, shifts, limit
 
-    def _draw_erased(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Pixels (B, 1, H, W) bool to erase: 2 to 33 % of an image, 0.3 to 3.3 times as high as wide (Zhong et al.,
+    def _draw_erased(self, inputs: Float32[Tensor, "B C H W"]) -> Bool[Tensor, "B 1 H W"]:
+        """Pixels to erase: 2 to 33 % of an image, 0.3 to 3.3 times as high as wide (Zhong et al.,
         arXiv:1708.04896, with torchvision's ranges)."""
         count, _, height, width = inputs.shape
         chosen, area, aspect, down, right = torch.rand(5, count, device=inputs.device)
@@ -132,13 +136,17 @@ class Augmentation:
         pixels = rectangles(tops, lefts, heights, widths, size=(height, width))
         return pixels & (chosen < self._config.random_erasing).view(-1, 1, 1, 1)
 
-    def _mix_up(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _mix_up(
+        self, inputs: Float32[Tensor, "B C H W"], labels: Int[Tensor, " B"]
+    ) -> tuple[Float32[Tensor, "B C H W"], Float32[Tensor, "B K"]]:
         """Zhang et al., arXiv:1710.09412."""
         weights, partners = self._draw_mixture(inputs, self._config.mixup_alpha)
         mixed = torch.lerp(inputs[partners], inputs, weights.view(-1, 1, 1, 1))
         return mixed, self._soft_targets(labels, labels[partners], weights)
 
-    def _cut_mix(self, inputs: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _cut_mix(
+        self, inputs: Float32[Tensor, "B C H W"], labels: Int[Tensor, " B"]
+    ) -> tuple[Float32[Tensor, "B C H W"], Float32[Tensor, "B K"]]:
         """Yun et al., arXiv:1905.04899: the partner shows in a rectangle around any pixel, as far as it is inside."""
         weights, partners = self._draw_mixture(inputs, self._config.cutmix_alpha)
         height, width = inputs.shape[-2:]
@@ -150,29 +158,32 @@ class Augmentation:
         shares = 1 - pixels.float().mean((1, 2, 3))
         return torch.where(pixels, inputs[partners], inputs), self._soft_targets(labels, labels[partners], shares)
 
-    def _draw_mixture(self, inputs: torch.Tensor, alpha: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight of each image and its partner, both (B,)."""
+    def _draw_mixture(
+        self, inputs: Float32[Tensor, "B C H W"], alpha: float
+    ) -> tuple[Float32[Tensor, " B"], Int[Tensor, " B"]]:
+        """Weight of each image and its partner."""
         alphas = torch.full((len(inputs),), alpha, device=inputs.device)
         weights = torch.distributions.Beta(alphas, alphas, validate_args=False).sample()
         return weights, torch.randperm(len(inputs), device=inputs.device)
 
-    def _soft_targets(self, own: torch.Tensor, partner: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def _soft_targets(
+        self, own: Int[Tensor, " B"], partner: Int[Tensor, " B"], weights: Float32[Tensor, " B"]
+    ) -> Float32[Tensor, "B K"]:
         targets = torch.zeros(len(own), self._num_classes, device=own.device)
         targets.scatter_add_(1, own.unsqueeze(1), weights.unsqueeze(1))
         return targets.scatter_add_(1, partner.unsqueeze(1), 1 - weights.unsqueeze(1))
 
 
-def flip_and_translate(images: torch.Tensor, flips: torch.Tensor, shifts: torch.Tensor, limit: int) -> torch.Tensor:
+def flip_and_translate(
+    images: Shaped[Tensor, "B C H W"], flips: Bool[Tensor, " B"], shifts: Int[Tensor, "B 2"], limit: int
+) -> Shaped[Tensor, "B C H W"]:
     """Mirror images left to right, then shift them; pixels from outside are 0.
 
     Args:
-        images: (B, C, H, W).
-        flips: (B,) bool, which images to mirror.
-        shifts: (B, 2) int64, pixels down and to the right, in -limit..limit.
-        limit: largest shift, in pixels.
-
-    Returns:
-        (B, C, H, W), of the images' type.
+        images: Of any type, which stays.
+        flips: Which images to mirror.
+        shifts: Pixels down and to the right, in -limit..limit.
+        limit: Largest shift, in pixels.
     """
     count, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device) - shifts[:, :1] + limit
@@ -184,15 +195,19 @@ def flip_and_translate(images: torch.Tensor, flips: torch.Tensor, shifts: torch.
 
 
 def rectangles(
-    tops: torch.Tensor, lefts: torch.Tensor, heights: torch.Tensor, widths: torch.Tensor, size: tuple[int, int]
-) -> torch.Tensor:
-    """Pixels (B, 1, H, W) bool inside a rectangle for each image, of which parts may be outside the image.
+    tops: Float[Tensor, " B"],
+    lefts: Float[Tensor, " B"],
+    heights: Float[Tensor, " B"],
+    widths: Float[Tensor, " B"],
+    size: tuple[int, int],
+) -> Bool[Tensor, "B 1 H W"]:
+    """Pixels inside a rectangle for each image, of which parts may be outside the image.
 
     Args:
-        tops: (B,), first row.
-        lefts: (B,), first column.
-        heights: (B,), in pixels.
-        widths: (B,), in pixels.
+        tops: First row.
+        lefts: First column.
+        heights: In pixels.
+        widths: In pixels.
         size: H and W.
     """
     rows, columns = (torch.arange(side, device=tops.device) for side in size)
@@ -204,8 +219,8 @@ def rectangles(
 @lru_cache(maxsize=16)
 def _channel_constants(
     mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factor and summand (1, C, 1, 1) that normalize 0..255; kept, because copying them to a GPU makes it wait."""
+) -> tuple[Float32[Tensor, "1 C 1 1"], Float32[Tensor, "1 C 1 1"]]:
+    """Factor and summand that normalize 0..255; kept, because copying them to a GPU makes it wait."""
     # Evaluation may come first, and a cached inference tensor would be of no use to training.
     with torch.inference_mode(False):
         means, stds = (torch.tensor(values, device=device).view(1, -1, 1, 1) for values in (mean, std))

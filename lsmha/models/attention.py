@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend
 
 from lsmha.config import AttentionKernel
+from lsmha.shapes import Float, Shaped
 
 PADDED_TO = 8
 """Channels of a head that fused kernels want a multiple of."""
@@ -35,8 +36,15 @@ def default_kernels(device_type: str) -> AttentionKernels:
     return AttentionKernels("materialized" if device_type == "cpu" else "sdpa", "sdpa")
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *, dropout: float = 0.0) -> Tensor:
-    """softmax(query key^T / sqrt(d)) value for each head, with dropout on the weights; all (B, H, N, d)."""
+def attend(
+    query: Float[Tensor, "B H N d"],
+    key: Float[Tensor, "B H N d"],
+    value: Float[Tensor, "B H N d"],
+    kernel: AttentionKernel,
+    *,
+    dropout: float = 0.0,
+) -> Float[Tensor, "B H N d"]:
+    """softmax(query key^T / sqrt(d)) value for each head, with dropout on the weights."""
     head_dim = query.shape[-1]
     if kernel == "materialized":
         # The query is scaled, not the product, which has N / d times as many elements.
@@ -53,8 +61,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, kernel: AttentionKernel, *
     return fused(query, key, value)[..., :head_dim]
 
 
-def kernel_name(kernel: AttentionKernel, query: Tensor) -> str:
-    """The kernel with, for `sdpa`, what torch runs for such a query (B, H, N, d) without dropout: `sdpa (flash)`."""
+def kernel_name(kernel: AttentionKernel, query: Float[Tensor, "B H N d"]) -> str:
+    """The kernel with, for `sdpa`, what torch runs for such a query without dropout: `sdpa (flash)`."""
     choice = getattr(torch, "_fused_sdp_choice", None)  # private, there from torch 2.0 to 2.15 at least
     if kernel == "materialized" or choice is None:
         return kernel
@@ -85,8 +93,8 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=False)
         self.proj = nn.Linear(embed_dim, embed_dim)
 
-    def head_outputs(self, tokens: Tensor) -> Tensor:
-        """Attention-weighted values of each head, (B, N, D) -> (B, H, N, d)."""
+    def head_outputs(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B H N d"]:
+        """Attention-weighted values of each head."""
         batch, num_tokens, _ = tokens.shape
         qkv = self.qkv(tokens).reshape(batch, num_tokens, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
@@ -95,14 +103,16 @@ class MultiHeadAttention(nn.Module):
         kernel = kernels.training if self.training else kernels.inference
         return attend(query, key, value, kernel, dropout=dropout)
 
-    def project(self, head_outputs: Tensor) -> Tensor:
-        """Mix the heads, (B, H, N, d) -> (B, N, D)."""
+    def project(self, head_outputs: Float[Tensor, "B H N d"]) -> Float[Tensor, "B N D"]:
+        """Mix the heads."""
         return self.proj(head_outputs.transpose(1, 2).flatten(2))
 
-    def forward(self, tokens: Tensor, head_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The layer's output (B, N, D) and the masked head outputs (B, H, N, d) it was made of.
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], head_mask: Shaped[Tensor, " H"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N d"]]:
+        """The layer's output and the masked head outputs it was made of.
 
-        `head_mask` (H,) multiplies each head's output: 1 keeps a head, 0 silences it.
+        `head_mask` multiplies each head's output: 1 keeps a head, 0 silences it.
         """
         head_outputs = self.head_outputs(tokens)
         if head_mask is not None:
@@ -110,8 +120,8 @@ class MultiHeadAttention(nn.Module):
         return self.project(head_outputs), head_outputs
 
 
-def head_contributions(layer: MultiHeadAttention, head_outputs: Tensor) -> Tensor:
-    """What each head adds to the layer's output, (B, H, N, d) -> (B, H, N, D).
+def head_contributions(layer: MultiHeadAttention, head_outputs: Float[Tensor, "B H N d"]) -> Float[Tensor, "B H N D"]:
+    """What each head adds to the layer's output.
 
     Their sum over heads plus `layer.proj.bias` equals `layer.project(head_outputs)`.
     """

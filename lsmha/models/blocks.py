@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig
 from lsmha.models.attention import MultiHeadAttention
+from lsmha.shapes import Float, Shaped
 
 
 class DropPath(nn.Module):
@@ -19,8 +20,8 @@ class DropPath(nn.Module):
         super().__init__()
         self.p = p
 
-    def forward(self, branch: Tensor) -> Tensor:
-        """(B, ...) -> (B, ...), scaled by 1 / (1 - p) where it is kept."""
+    def forward(self, branch: Float[Tensor, "B ..."]) -> Float[Tensor, "B ..."]:
+        """The branch, scaled by 1 / (1 - p) where it is kept."""
         if not self.training or self.p == 0:
             return branch
         return branch * F.dropout(branch.new_ones(len(branch), *[1] * (branch.ndim - 1)), self.p)
@@ -42,8 +43,10 @@ class TransformerBlock(nn.Module):
         self.linear2 = nn.Linear(config.mlp_dim, dim)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, tokens: Tensor, head_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The block's tokens (B, N, D) and its head outputs before the projection (B, H, N, d)."""
+    def forward(
+        self, tokens: Float[Tensor, "B N D"], head_mask: Shaped[Tensor, " H"] | None = None
+    ) -> tuple[Float[Tensor, "B N D"], Float[Tensor, "B H N d"]]:
+        """The block's tokens and its head outputs before the projection."""
         attended, head_outputs = self.attn(self.pre_norm(tokens), head_mask)
         tokens = self.norm1(tokens + self.drop_path(attended))
         tokens = tokens + self.drop_path(self.linear2(F.gelu(self.linear1(tokens))))
@@ -74,8 +77,8 @@ class ConvBlock(nn.Module):
             self.layers = _conv_bn_relu(dim, 3)
         self.drop_path = DropPath(drop_path if self.residual else 0.0)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, N, D), through the (B, D, grid, grid) view."""
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """New tokens, through the (B, D, grid, grid) view."""
         # Tokens are a channels-last image already: the permutations below copy nothing.
         grid = tokens.unflatten(1, (self.grid_size, self.grid_size)).permute(0, 3, 1, 2)
         out = self.layers(grid)

@@ -14,6 +14,7 @@ from lsmha.config import ModelConfig
 from lsmha.models.attention import AttentionKernels
 from lsmha.models.blocks import ConvBlock, TransformerBlock
 from lsmha.models.tokenizer import PositionalEmbedding, Tokenizer
+from lsmha.shapes import Float
 
 
 class CCTOutput(NamedTuple):
@@ -24,7 +25,7 @@ class CCTOutput(NamedTuple):
 
 
 class SequencePooling(nn.Module):
-    """Average of the tokens weighted by a learnt softmax over them, (B, N, D) -> (B, D)."""
+    """Average of the tokens weighted by a learnt softmax over them."""
 
     def __init__(self, embed_dim: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class SequencePooling(nn.Module):
         # whole steps; the bias is kept, because published weights have one.
         self.attention.bias.requires_grad_(False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B D"]:
         weights = self.attention(tokens).softmax(dim=1)
         return (weights.transpose(1, 2) @ tokens).squeeze(1)
 
@@ -69,8 +70,8 @@ class CCT(nn.Module):
                 if isinstance(block, TransformerBlock):
                     block.attn.kernels = kernels
 
-    def forward_heads(self, images: Tensor, head_mask: Tensor | None = None) -> CCTOutput:
-        """Classify images (B, C, img_size, img_size), keeping what every head said.
+    def forward_heads(self, images: Float[Tensor, "B C S S"], head_mask: Tensor | None = None) -> CCTOutput:
+        """Classify images, keeping what every head said.
 
         Args:
             images: (B, in_channels, img_size, img_size).
@@ -98,8 +99,8 @@ class CCT(nn.Module):
                 head_outputs.append(heads)
         return CCTOutput(self.head(self.pool(self.norm(tokens))), tuple(head_outputs))
 
-    def forward(self, images: Tensor, head_mask: Tensor | None = None) -> Tensor:
-        """Logits (B, K) of images (B, in_channels, img_size, img_size); `head_mask` as in `forward_heads`."""
+    def forward(self, images: Float[Tensor, "B C S S"], head_mask: Tensor | None = None) -> Float[Tensor, "B K"]:
+        """Logits of images (B, in_channels, img_size, img_size); `head_mask` as in `forward_heads`."""
         return self.forward_heads(images, head_mask).logits
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lsmha.config import ModelConfig
+from lsmha.shapes import Float, Float32
 
 
 class Tokenizer(nn.Module):
-    """Convolutions (no bias), each with a 3x3/2 max-pool and ReLU, (B, C, height, width) -> (B, N, D).
+    """Convolutions (no bias), each with a 3x3/2 max-pool and ReLU.
 
     Stride and padding follow the kernel as in the published code (Hassani et al., arXiv:2104.05704). That has ReLU
     before the pool. The numbers are the same, gradients included, but ReLU then has four times as much to do.
@@ -34,7 +35,7 @@ class Tokenizer(nn.Module):
             )
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B C height width"]) -> Float[Tensor, "B N D"]:
         # Channels last from the start: the flattened result is the token layout without a copy.
         # (Not by `memory_format`, which vmap does not know.)
         channels_last = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
@@ -42,8 +43,8 @@ class Tokenizer(nn.Module):
         return grid.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def sine_embedding(num_tokens: int, embed_dim: int) -> Tensor:
-    """Fixed sinusoidal embedding (1, num_tokens, embed_dim) of the published CCT code.
+def sine_embedding(num_tokens: int, embed_dim: int) -> Float32[Tensor, "1 {num_tokens} {embed_dim}"]:
+    """Fixed sinusoidal embedding of the published CCT code.
 
     Even channels i hold sin(p / 10000^(2 (i // 2) / embed_dim)) of position p, odd channels the cosine.
     """
@@ -54,7 +55,7 @@ def sine_embedding(num_tokens: int, embed_dim: int) -> Tensor:
 
 
 class PositionalEmbedding(nn.Module):
-    """Adds a learnable, sinusoidal or no embedding to (B, N, D) tokens."""
+    """Adds a learnable, sinusoidal or no embedding to the tokens."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class PositionalEmbedding(nn.Module):
         else:
             self.register_parameter("weight", None)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         # In the tokens' type: under autocast, a sum with float32 weights would make the residual stream float32, with a
         # cast before each linear layer and another one after it (7 % of a step of cct_2_3x2_32 on two CPU cores).
         return tokens if self.weight is None else tokens + self.weight.to(tokens.dtype)

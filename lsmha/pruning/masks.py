@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lsmha.config import ModelConfig
 from lsmha.models import CCT
 from lsmha.pruning.connections import Connection, LayerKey, layer_units
+from lsmha.shapes import Bool
 
 
 def connection_masks(
@@ -116,20 +117,22 @@ def _checked(
     return checked
 
 
-def _keep(connection: Connection, labels: Mapping[LayerKey, Tensor]) -> Tensor:
-    """Which weights or kernels of a connection stay, bool (target units, source units)."""
+def _keep(connection: Connection, labels: Mapping[LayerKey, Bool[Tensor, "_ K"]]) -> Bool[Tensor, "targets sources"]:
+    """Which weights or kernels of a connection stay, by target and source units."""
     source = labels[connection.source]
     if connection.target is None:
         return source.T
     return labels[connection.target].float() @ source.float().T > 0  # the number of shared labels
 
 
-def _permuted(labels: Tensor, generator: torch.Generator) -> Tensor:
-    """The labels (units, K) of each unit moved to others, each unit by its own permutation."""
+def _permuted(labels: Bool[Tensor, "units K"], generator: torch.Generator) -> Bool[Tensor, "units K"]:
+    """The labels of each unit moved to others, each unit by its own permutation."""
     return labels.gather(1, torch.rand(labels.shape, generator=generator).argsort(dim=1))
 
 
-def _with_count(keep: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _with_count(
+    keep: Bool[Tensor, "targets sources"], count: int, generator: torch.Generator
+) -> Bool[Tensor, "targets sources"]:
     """`keep` with elements added or removed at random until it keeps `count`."""
     flat = keep.flatten().clone()
     surplus = int(flat.sum()) - count
@@ -138,8 +141,10 @@ def _with_count(keep: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return flat.view(keep.shape)
 
 
-def _full_masks(config: ModelConfig, connections: Sequence[Connection], keeps: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Masks of the parameters' own shapes from the (target units, source units) of each connection."""
+def _full_masks(
+    config: ModelConfig, connections: Sequence[Connection], keeps: Sequence[Bool[Tensor, "_ _"]]
+) -> dict[str, Bool[Tensor, ...]]:
+    """Masks of the parameters' own shapes from those of each connection, by target and source units."""
     with torch.device("meta"):
         shapes = {name: parameter.shape for name, parameter in CCT(config).named_parameters()}
     masks: dict[str, Tensor] = {}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from lsmha.config import ModelConfig
 from lsmha.data import Dataset, LabeledImages, normalize
 from lsmha.models.cct import CCT
+from lsmha.shapes import Float, Float32, Int, UInt8
 from lsmha.training.memory import inference_memory, total_memory
 
 BATCH_SIZE = 500
@@ -31,9 +32,14 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def predict_logits(
-    model: nn.Module, images: Tensor, dataset: Dataset, *, device: torch.device, bf16: bool = False
-) -> Tensor:
-    """Logits (n, num_classes), float32 on the CPU, of uint8 images (n, C, height, width), by the model in eval mode.
+    model: nn.Module,
+    images: UInt8[Tensor, "n C height width"],
+    dataset: Dataset,
+    *,
+    device: torch.device,
+    bf16: bool = False,
+) -> Float32[Tensor, "n K"]:
+    """Logits of images, on the CPU, by the model in eval mode.
 
     Images are normalized with the mean and standard deviation of `dataset`'s training split. `bf16` autocasts to
     bfloat16: faster where the device computes in it, and close enough to follow a training run. Batches are the largest
@@ -65,8 +71,8 @@ def largest_batch(model: ModelConfig, device: torch.device) -> int:
     return max(1, min(fitting, max_images))
 
 
-def score_logits(logits: Tensor, labels: Tensor) -> Evaluation:
-    """Loss and accuracy of logits (n, K) against labels (n,)."""
+def score_logits(logits: Float[Tensor, "n K"], labels: Int[Tensor, " n"]) -> Evaluation:
+    """Loss and accuracy of logits."""
     loss = F.cross_entropy(logits, labels).item()
     return Evaluation(loss, (logits.argmax(dim=1) == labels).float().mean().item())
 

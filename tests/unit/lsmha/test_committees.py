@@ -309,6 +309,7 @@ def test_bootstrap_is_seeded_and_takes_degenerate_differences() -> None:
     assert paired_bootstrap(torch.ones(3), resamples=1, level=0.5) == Interval(1.0, 1.0, 1.0, 0.5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("difference", "options", "message"),
     [
@@ -360,6 +361,7 @@ def test_bad_labels_are_refused(labels: list[float]) -> None:
         gain_between(logits, logits, targets)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_rule_and_bad_predictions_are_refused() -> None:
     for function in (member_scores, committee_predictions):
         with pytest.raises(ValueError, match=r"rule must be one of .*, but got 'mean'"):

@@ -84,6 +84,7 @@ def test_arguments_are_left_alone() -> None:
     np.testing.assert_array_equal(values, before)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("values", "directions", "message"),
     [

@@ -157,6 +157,7 @@ def test_argument_is_left_alone() -> None:
     np.testing.assert_array_equal(incidence, before)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     "incidence", [np.ones(3, dtype=bool), np.ones((2, 2)), np.ones((0, 3), dtype=bool), np.ones((1, 2, 2), dtype=bool)]
 )

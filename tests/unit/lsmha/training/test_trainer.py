@@ -302,6 +302,7 @@ def _generator_states() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_global_generators_stay_as_they_were(tiny: Dataset, tmp_path: Path) -> None:
     model = {"drop_path": 0.3, "attn_drop": 0.3, "num_conv_blocks": 1}
     before = _generator_states()
