@@ -25,7 +25,7 @@ SOURCES := $(shell find lsmha orchestrator -name '*.py' -o -name '*.pyi')
 INSTALLED := $(if $(wildcard $(TEST_STAMP)),$(TEST_STAMP),$(RUN_STAMP))
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-unit test-integration test-slow lint
+.PHONY: help quickstart test test-unit test-integration test-slow lint docs
 # The steps of `test` share the machine's cores and the venv: one at a time, in order, also under -j.
 .NOTPARALLEL:
 
@@ -57,6 +57,10 @@ test-integration: $(TEST_STAMP) ## Integration tests: small sweeps on a local Ra
 test-slow: $(TEST_STAMP) ## Slow tests: whole sweeps, faults of every kind, analyses, pruning
 	$(PYTEST_UNIT) tests/slow/units
 	$(PYTEST_SWEEPS) --ignore=tests/slow/units tests/slow
+
+docs: $(TEST_STAMP) ## Make what follows from the code in docs/ and search_spaces/ anew
+	$(VENV)/bin/python docs/generate.py
+	$(VENV)/bin/lsmha-sweep schema > search_spaces/sweep.schema.json
 
 # bin/pip comes last when a venv is made, so a half-made one is made again.
 $(VENV)/bin/pip:

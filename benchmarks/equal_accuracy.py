@@ -80,7 +80,7 @@ def summary(runs: list[Run]) -> Table:
         found = [run.test_accuracy for run in runs if run.candidate == candidate]
         rows.append(
             [candidate, f"{statistics.mean(found):.4f}", f"{statistics.stdev(found):.4f}" if len(found) > 1 else "",
-             ", ".join(f"{one:.4f}" for one in found), str(len(found))]
+             ", ".join(f"{accuracy:.4f}" for accuracy in found), str(len(found))]
         )  # fmt: skip
     header = ["candidate", "mean test accuracy", "standard deviation", "by seed", "seeds"]
     return Table(header, rows)

@@ -94,15 +94,17 @@ class Agreement:
 
 
 def compare(now: list[Latency], then: list[Latency]) -> Agreement:
-    before = {one.architecture: one for one in then}
-    pairs = [(one, before[one.architecture]) for one in now if one.architecture in before]
+    before = {latency.architecture: latency for latency in then}
+    pairs = [(latency, before[latency.architecture]) for latency in now if latency.architecture in before]
     told_apart = discordant = 0
     for (a, a_then), (b, b_then) in combinations(pairs, 2):
         if not (_tie(a, b) or _tie(a_then, b_then)):
             told_apart += 1
             discordant += (a.latency_ms < b.latency_ms) != (a_then.latency_ms < b_then.latency_ms)
-    ratios = [one.latency_ms / then_.latency_ms for one, then_ in pairs]
-    tau = kendalltau([one.latency_ms for one, _ in pairs], [one.latency_ms for _, one in pairs]).statistic
+    ratios = [latency.latency_ms / then_.latency_ms for latency, then_ in pairs]
+    tau = kendalltau(
+        [latency.latency_ms for latency, _ in pairs], [latency.latency_ms for _, latency in pairs]
+    ).statistic
     return Agreement(
         tau=float(tau),
         pairs=len(pairs) * (len(pairs) - 1) // 2,
@@ -136,15 +138,16 @@ def main() -> None:
     then: dict[str, Latency] = {}
     protocol = f"Batch 1, one thread, {options.rounds} rounds, measured at {measured_at} UTC"
     if other is not None:
-        then = {one["architecture"]: Latency(**one) for one in other["results"]["latencies"]}
+        then = {row["architecture"]: Latency(**row) for row in other["results"]["latencies"]}
         found = compare(now, list(then.values()))
         results["agreement"] = [found]
         protocol += f"; the other time: {other['protocol'].rpartition('measured at ')[2]}"
         tables.append(_agreement_table(found))
     rows = [
-        [one.architecture, _cell(one), _cell(then[one.architecture]) if one.architecture in then else "",
-         str(one.processes), "yes" if one.undisturbed else "no"]
-        for one in sorted(now, key=lambda one: one.latency_ms)
+        [latency.architecture, _cell(latency),
+         _cell(then[latency.architecture]) if latency.architecture in then else "",
+         str(latency.processes), "yes" if latency.undisturbed else "no"]
+        for latency in sorted(now, key=lambda latency: latency.latency_ms)
     ]  # fmt: skip
     header = ["architecture", "ms (quartiles)", "at the other time", "processes", "undisturbed"]
     report = Report(

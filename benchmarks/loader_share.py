@@ -67,7 +67,7 @@ def share_of(variant: str, augmentation: str, *, steps: int, repeats: int, devic
     prepare = partial(prepare_only, trainer, device)
     train(), prepare()
     seconds = interleaved({"train": train, "prepare": prepare}, repeats)
-    speed = Spread.of([images / one for one in seconds["train"]])
+    speed = Spread.of([images / train_s for train_s in seconds["train"]])
     return Share(variant, augmentation, speed, ratios(seconds["prepare"], seconds["train"]))
 
 
@@ -87,8 +87,8 @@ def main() -> None:
             print(shares[-1], flush=True)
     bound = "2 %" if device.type == "cuda" else "5 %"
     rows = [
-        [f"`{one.variant}`", one.augmentation, one.images_per_s.format(",.0f"), one.share.format(".2%"), bound]
-        for one in shares
+        [f"`{share.variant}`", share.augmentation, share.images_per_s.format(",.0f"), share.share.format(".2%"), bound]
+        for share in shares
     ]
     report = Report(
         title="The images' share of a training step",

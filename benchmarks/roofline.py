@@ -115,7 +115,7 @@ def measure(variant: str, num_heads: int, *, batch_size: int, repeats: int, devi
         gigabytes_per_s=bytes_per_s / 1e9,
         arithmetic_ms=operations / operations_per_s * 1e3,
         memory_ms=2 * saved / bytes_per_s * 1e3,
-        step_ms=Spread.of([one * 1e3 for one in seconds["step"]]),
+        step_ms=Spread.of([step_s * 1e3 for step_s in seconds["step"]]),
     )
 
 
@@ -140,11 +140,11 @@ def main() -> None:
               "product, G/s", "copy, GB/s", "arithmetic, ms", "memory, ms", "step, ms", "step / floor",
               "model FLOP utilization"]  # fmt: skip
     rows = [
-        [f"`{one.variant}`", str(one.num_heads), one.precision, one.attention, f"{one.gigaoperations:,.0f}",
-         f"{one.saved_mib:,.0f}", f"{one.gigaoperations_per_s:,.0f}", f"{one.gigabytes_per_s:,.1f}",
-         f"{one.arithmetic_ms:,.0f}", f"{one.memory_ms:,.0f}", one.step_ms.format(",.0f"), f"{one.gap:.1f}",
-         f"{one.utilization:.0%}"]
-        for one in steps
+        [f"`{step.variant}`", str(step.num_heads), step.precision, step.attention, f"{step.gigaoperations:,.0f}",
+         f"{step.saved_mib:,.0f}", f"{step.gigaoperations_per_s:,.0f}", f"{step.gigabytes_per_s:,.1f}",
+         f"{step.arithmetic_ms:,.0f}", f"{step.memory_ms:,.0f}", step.step_ms.format(",.0f"), f"{step.gap:.1f}",
+         f"{step.utilization:.0%}"]
+        for step in steps
     ]  # fmt: skip
     report = Report(
         title="A training step beside its floor",

@@ -99,9 +99,9 @@ def main() -> None:
         "ratio",
     ]
     rows = [
-        [f"`{one.variant}`", str(one.batch_size), str(one.seeds), one.precision, one.together.format(",.0f"),
-         one.one_by_one.format(",.0f"), one.ratio.format(".2f")]
-        for one in found
+        [f"`{speed.variant}`", str(speed.batch_size), str(speed.seeds), speed.precision, speed.together.format(",.0f"),
+         speed.one_by_one.format(",.0f"), speed.ratio.format(".2f")]
+        for speed in found
     ]  # fmt: skip
     report = Report(
         title="Seeds trained together",

@@ -251,8 +251,8 @@ def _family(pid: int) -> list[int]:
             continue
         parents.setdefault(parent, []).append(int(path.parent.name))
     found = [pid]
-    for one in found:
-        found += parents.get(one, [])
+    for process in found:
+        found += parents.get(process, [])
     return found
 
 

@@ -82,6 +82,10 @@ def measure(variant: str, *, batch_size: int, steps: int, repeats: int, device: 
     return found
 
 
+def _steps(number: float | None) -> str:
+    return "not seen" if number is None else f"{number:,.0f}"
+
+
 def main() -> None:
     restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -105,10 +109,10 @@ def main() -> None:
             print(found[-1], flush=True)
     header = ["network", "mode", "computed in", "images/s", "speed over eager", "preparation, s", "pays after, steps"]
     rows = [
-        [f"`{one.variant}`", one.mode, one.precision, one.images_per_s.format(",.0f"), one.ratio.format(".2f"),
-         "" if one.mode == "eager" else f"{one.preparation_s:.0f}",
-         "" if one.mode == "eager" else "not seen" if one.pays_after_steps is None else f"{one.pays_after_steps:,.0f}"]
-        for one in found
+        [f"`{mode.variant}`", mode.mode, mode.precision, mode.images_per_s.format(",.0f"), mode.ratio.format(".2f"),
+         "" if mode.mode == "eager" else f"{mode.preparation_s:.0f}",
+         "" if mode.mode == "eager" else _steps(mode.pays_after_steps)]
+        for mode in found
     ]  # fmt: skip
     report = Report(
         title="Compiled training",

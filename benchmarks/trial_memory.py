@@ -118,9 +118,15 @@ def main() -> None:
     torch_alone = int(imported) / 1024
     found = {workers: measure(options.variant, options.images, workers) for workers in options.workers}
     rows = [
-        [str(workers), f"{one.resident:,.0f}", f"{one.resident - torch_alone:,.0f}", f"{one.shared:,.0f}", "1,229"]
+        [
+            str(workers),
+            f"{memory.resident:,.0f}",
+            f"{memory.resident - torch_alone:,.0f}",
+            f"{memory.shared:,.0f}",
+            "1,229",
+        ]
         for workers, memories in found.items()
-        for one in memories
+        for memory in memories
     ]
     header = ["trials at a time", "resident, MiB", "beyond torch alone, MiB", "of it shared, MiB", "bound, MiB"]
     report = Report(
@@ -130,7 +136,7 @@ def main() -> None:
         f"An interpreter that has imported torch has {torch_alone:,.0f} MiB.",
         command=f"python benchmarks/trial_memory.py --variant {options.variant} --images {options.images}",
         tables=[Table(header, rows)],
-        results={"memory": [one for memories in found.values() for one in memories]},
+        results={"memory": [memory for memories in found.values() for memory in memories]},
     )
     report.publish(options.out)
 

@@ -124,7 +124,7 @@ def read_stamps(folder: Path) -> dict[str, Stamps]:
                     current.first_step = current.first_step or float(at)
                 case "step_ended":
                     current.last_step, current.steps = float(at), current.steps + 1
-    return dict(sorted(jobs.items(), key=lambda one: one[1].first_step))
+    return dict(sorted(jobs.items(), key=lambda job: job[1].first_step))
 
 
 # ---- the candidates --------------------------------------------------------------------------------------------
@@ -290,9 +290,9 @@ class Measured:
         """Take the stamps of one round, which began at `started`."""
         # Tune takes grid points in order, and workers take jobs in order; but stamps know best.
         batch_of = {job.id: number for number, batch in enumerate(batches) for job in batch}
-        ran = [(batch_of[job], one) for job, one in stamps.items() if job in batch_of]
-        if len(ran) != len(batch_of) or any(one.steps != steps for _, one in ran):
-            raise RuntimeError(f"expected {steps} steps of each of {len(batch_of)} jobs, got {[one for _, one in ran]}")
+        ran = [(batch_of[job], stamped) for job, stamped in stamps.items() if job in batch_of]
+        if len(ran) != len(batch_of) or any(stamped.steps != steps for _, stamped in ran):
+            raise RuntimeError(f"expected {steps} steps of each of {len(batch_of)} jobs, got {ran}")
         self.cold.append(ran[0][1].first_step - started)
         for (batch, before), (next_batch, after) in pairwise(ran):
             turnaround = after.first_step - before.last_step

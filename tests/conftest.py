@@ -1,4 +1,4 @@
-"""A Ray cluster for sweeps to join, and the command line as a user runs it: for integration and slow tests."""
+"""Fixtures of all tiers: a Ray cluster for sweeps to join, the command line as a user runs it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from ruamel.yaml import YAML
 
@@ -77,3 +78,11 @@ def address() -> Iterator[str]:
     context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
     yield context.address_info["gcs_address"]
     ray.shutdown()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leaves annotations unchecked: for what they forbid and a function refuses by itself; checking draws at random."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -91,7 +91,7 @@ class Session:
         self._files = log.with_suffix(".out"), log.with_suffix(".err")
         variables = {**(environment or {}), "RAY_ADDRESS": address}
         self.process = _forkserver.Process(
-            target=_command, args=([str(one) for one in arguments], self._files, variables, fault)
+            target=_command, args=([str(argument) for argument in arguments], self._files, variables, fault)
         )
         self.process.start()
 

@@ -257,7 +257,7 @@ class SweepConfig(RunConfig):
     """A whole sweep. `space` replaces fields of `model` and `train`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-    """Name of the sweep; the default run folder is runs/<name>."""
+    """Name of the sweep; the default run folder is `runs/<name>`."""
     seed: Seed = 0
     """Seed of the search."""
     space: dict[str, Dimension] = Field(min_length=1)

@@ -170,7 +170,11 @@ class TrialRecord:
 
     def row(self) -> dict[str, Any]:
         """The flat table row: the searched values among the columns, curve and traceback left out."""
-        values = {one.name: getattr(self, one.name) for one in fields(self) if one.name not in ("curve", "traceback")}
+        values = {
+            column.name: getattr(self, column.name)
+            for column in fields(self)
+            if column.name not in ("curve", "traceback")
+        }
         point = values.pop("point")
         head = {name: values.pop(name) for name in ("id", "trial", "status")}
         return {**head, **point, **values}

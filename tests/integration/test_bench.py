@@ -24,10 +24,10 @@ def test_training_is_compared_in_turns() -> None:
     speeds, speedups = compare_training(
         ["cct_2_3x2_32"], batch_size=2, repeats=2, device="cpu", run_s=0.01, with_timm=True, on_repeat=told.append
     )
-    assert len({one.num_params for one in speeds}) == 1
-    assert all(one.images_per_s.n == 2 and one.images_per_s.low > 0 for one in speeds)
-    assert all(one.peak_memory_mib > 50 for one in speeds)
-    assert {one.candidate: one.attn_drop for one in speeds} == {
+    assert len({speed.num_params for speed in speeds}) == 1
+    assert all(speed.images_per_s.n == 2 and speed.images_per_s.low > 0 for speed in speeds)
+    assert all(speed.peak_memory_mib > 50 for speed in speeds)
+    assert {speed.candidate: speed.attn_drop for speed in speeds} == {
         "vit-pytorch": 0.1,
         "vit-pytorch, bf16 autocast": 0.1,
         "vit-pytorch, no attention dropout": 0.0,
@@ -36,7 +36,7 @@ def test_training_is_compared_in_turns() -> None:
         "timm's loop and loader, bf16": 0.1,
         "timm's loop, images in memory, bf16": 0.1,
     }
-    assert [one.what for one in speedups] == [what for what, _, _ in COMPARISONS + COMPARISONS_WITH_TIMM]
+    assert [speedup.what for speedup in speedups] == [what for what, _, _ in COMPARISONS + COMPARISONS_WITH_TIMM]
     assert "repeat 2 of 2" in told[-1]
     ratios, absolute = tables(speeds, speedups)
     assert len(ratios.rows) == len(speedups)

@@ -46,9 +46,9 @@ def test_roofline(tmp_path: Path) -> None:
     )  # fmt: skip
     few, many = content["results"]
     assert few["gigaoperations"] == many["gigaoperations"] > 0
-    for one in (few, many):
-        assert min(one["arithmetic_ms"], one["memory_ms"], one["saved_mib"]) > 0
-        assert one["step_ms"]["median"] > max(one["arithmetic_ms"], one["memory_ms"])
+    for content in (few, many):
+        assert min(content["arithmetic_ms"], content["memory_ms"], content["saved_mib"]) > 0
+        assert content["step_ms"]["median"] > max(content["arithmetic_ms"], content["memory_ms"])
 
 
 def test_loader_share(tmp_path: Path) -> None:
@@ -65,28 +65,28 @@ def test_trial_memory(tmp_path: Path) -> None:
         content = run("trial_memory", "--images", "2000", "--workers", "2", out=tmp_path / "memory")
     first, second = content["results"]
     images_mib = 4000 * 3072 / 2**20
-    for one in (first, second):
-        assert one["resident"] > one["shared"] > images_mib
+    for content in (first, second):
+        assert content["resident"] > content["shared"] > images_mib
 
 
 def test_latency_ranking(tmp_path: Path) -> None:
     few = ("--rounds", "2", "--architectures", "3", "--max-seconds", "0.01")
     first = run("latency_ranking", *few, out=tmp_path / "first")
     assert len(first["results"]) == 3
-    assert all(one["processes"] >= 1 for one in first["results"])  # on a noisy machine not every round counts
+    assert all(result["processes"] >= 1 for result in first["results"])  # on a noisy machine not every round counts
     # At the other time each took its rank in seconds: nothing else lies between, and nothing ties.
-    ranked = sorted(first["results"], key=lambda one: one["latency_ms"])
+    ranked = sorted(first["results"], key=lambda result: result["latency_ms"])
     latencies = [
-        one | dict.fromkeys(("latency_ms", "latency_p25_ms", "latency_p75_ms"), 1000.0 * rank)
-        for rank, one in enumerate(ranked, 1)
+        result | dict.fromkeys(("latency_ms", "latency_p25_ms", "latency_p75_ms"), 1000.0 * rank)
+        for rank, result in enumerate(ranked, 1)
     ]
     other = tmp_path / "other.json"
     other.write_text(json.dumps({**first, "results": {"latencies": latencies}}))
     again = run("latency_ranking", *few, "--against", str(other), out=tmp_path / "second")["results"]
     (agreement,) = again["agreement"]
-    now = {one["architecture"]: one["latency_ms"] for one in again["latencies"]}
+    now = {latency["architecture"]: latency["latency_ms"] for latency in again["latencies"]}
     in_order = sum(
-        now[one["architecture"]] < now[other["architecture"]] for one, other in itertools.combinations(ranked, 2)
+        now[faster["architecture"]] < now[other["architecture"]] for faster, other in itertools.combinations(ranked, 2)
     )
     assert agreement["tau"] == pytest.approx((in_order - (3 - in_order)) / 3)
     assert agreement["pairs"] == 3
@@ -111,7 +111,7 @@ def test_training_modes(tmp_path: Path) -> None:
     eager, compiled = content["results"]
     assert (eager["mode"], compiled["mode"]) == ("eager", "compiled")
     assert compiled["preparation_s"] > 0
-    speeds = [one["images_per_s"]["median"] for one in (eager, compiled)]
+    speeds = [mode["images_per_s"]["median"] for mode in (eager, compiled)]
     assert compiled["ratio"]["median"] == pytest.approx(speeds[1] / speeds[0])
     assert (compiled["pays_after_steps"] is None) == (compiled["ratio"]["low"] <= 1)
 
@@ -132,9 +132,9 @@ def cifar(tmp_path: Path) -> Path:
 
 def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
     content = run("equal_accuracy", str(cifar), "--epochs", "1", "--seeds", "0", "1", out=tmp_path / "accuracy")
-    found = [(one["candidate"], one["seed"]) for one in content["results"]]
+    found = [(result["candidate"], result["seed"]) for result in content["results"]]
     assert found == [("lsmha", 0), ("vit-pytorch", 0), ("lsmha", 1), ("vit-pytorch", 1)]
-    assert all(0 <= one["test_accuracy"] <= 1 for one in content["results"])
+    assert all(0 <= result["test_accuracy"] <= 1 for result in content["results"])
 
 
 def test_sweep_share(cifar: Path, tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Prometheus:
         """Labels and values of each series, in steps of a second."""
         query = query.replace("$sweep", ".*")  # what the board means by "All"
         found = self.get("query_range", query=query, start=self._began, end=time.time(), step=1)["result"]
-        return [(one["metric"], [float(value) for _, value in one["values"]]) for one in found]
+        return [(series["metric"], [float(value) for _, value in series["values"]]) for series in found]
 
     def last(self, query: str, *labels: str) -> dict[tuple[str, ...], float]:
         """The last value of each series, by these labels."""
@@ -132,7 +132,7 @@ def test_each_query_of_the_board_has_data(watched: Watched, query: str) -> None:
 
 
 def test_the_board_lists_the_sweep(watched: Watched) -> None:
-    (variable,) = (one for one in BOARD["templating"]["list"] if one["name"] == "sweep")
+    (variable,) = (variable for variable in BOARD["templating"]["list"] if variable["name"] == "sweep")
     assert variable["definition"] == "label_values(ray_lsmha_trials, sweep)"
     assert watched.prometheus.get("label/sweep/values", **{"match[]": "ray_lsmha_trials"}) == ["watched"]
 

@@ -35,6 +35,15 @@ def test_pareto_space_is_large() -> None:
     assert len(build_space(load_sweep_config(ROOT / "search_spaces" / "pareto.yaml")).points) >= 500
 
 
+def test_the_example_in_the_documentation_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "heads.yaml").write_text(example)
+    config = load_sweep_config(tmp_path / "heads.yaml")
+    assert not build_space(config).is_finite
+    assert config.finalists.epochs == 200
+
+
 def test_lsmha_imports_no_orchestration() -> None:
     code = """
 import importlib, pkgutil, sys
@@ -117,6 +126,27 @@ def test_generated_documentation_is_up_to_date() -> None:
     generate = _script("docs/generate.py")
     for file in generate.GENERATED:
         assert (ROOT / file).read_text(encoding="utf-8") == generate.generated(file), "run `python docs/generate.py`"
+
+
+def test_the_readme_fits_on_a_few_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        linked = document.parent / file if file else document
+        assert linked.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", linked.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}, target
 
 
 def test_tracked_files_name_no_machine() -> None:

@@ -16,6 +16,9 @@ from lsmha.training import train
 
 CPU = torch.device("cpu")
 
+# What checks annotations is no code to compile.
+pytestmark = pytest.mark.usefixtures("unchecked")
+
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
@@ -55,9 +58,9 @@ def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, pre
     compiled, eager = (
         train(model, recipe.model_copy(update={"mode": mode}), dataset, device=CPU) for mode in ("compiled", "eager")
     )
-    for one, other in zip(compiled.history, eager.history, strict=True):
-        assert one.train_loss == pytest.approx(other.train_loss, rel=tolerance)
-        assert one.val_loss == pytest.approx(other.val_loss, rel=tolerance)
+    for epoch, other in zip(compiled.history, eager.history, strict=True):
+        assert epoch.train_loss == pytest.approx(other.train_loss, rel=tolerance)
+        assert epoch.val_loss == pytest.approx(other.val_loss, rel=tolerance)
     made = counters["stats"]["unique_graphs"]
     other_run = recipe.model_copy(update={"seed": 7, "learning_rate": 1e-2, "epochs": 1, "warmup_epochs": 0.5})
     again = train(model, other_run, dataset, device=CPU)

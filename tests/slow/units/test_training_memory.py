@@ -49,7 +49,7 @@ def _peak_of_profile(work: Callable[[], object], trace: Path) -> int:
     with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         work()
     profile.export_chrome_trace(str(trace))
-    events = [one["args"] for one in json.loads(trace.read_text())["traceEvents"] if one["name"] == "[memory]"]
+    events = [event["args"] for event in json.loads(trace.read_text())["traceEvents"] if event["name"] == "[memory]"]
     now = peak = 0
     for event in events:
         now += event["Bytes"]
@@ -82,7 +82,7 @@ def test_what_adds_to_it() -> None:
     def needed(model: ModelConfig = MODEL, images: int = 16, **recipe: Any) -> int:
         return training_memory(model, tiny_recipe(**recipe), kernel="materialized", bf16=False, images=images)
 
-    weights = 4 * sum(one.numel() for one in CCT(MODEL).parameters())
+    weights = 4 * sum(parameter.numel() for parameter in CCT(MODEL).parameters())
     assert needed(ema_decay=0.9) - needed() == pytest.approx(weights, rel=0.01)
     assert needed(images=64) > 3 * needed()
     assert needed(MODEL.model_copy(update={"num_heads": 32})) > 2 * needed()

@@ -155,4 +155,4 @@ def test_the_front_with_ties_dominates_all_else() -> None:
     front = np.flatnonzero(mask)
     assert 0 < len(front) < 60
     for point in range(60):
-        assert any(dominates(one, point) for one in front) != mask[point]
+        assert any(dominates(other, point) for other in front) != mask[point]

@@ -55,9 +55,9 @@ def test_storage_errors_are_found_behind_whatever_hides_them(error: OSError) -> 
         from_task(chained(RuntimeError("writing failed"), error)),
         chained(ValueError("a"), chained(KeyError("b"), from_task(error))),
     ]
-    for one in hidden:
-        found = storage_error_in(one)
-        assert found is not None, repr(one)
+    for wrapped in hidden:
+        found = storage_error_in(wrapped)
+        assert found is not None, repr(wrapped)
         assert (found.errno, found.strerror) == (error.errno, error.strerror)
 
 

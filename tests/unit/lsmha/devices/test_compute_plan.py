@@ -62,7 +62,7 @@ def test_the_default_gives_way_to_what_is_clearly_faster(
     assert fastest(Stopwatch(monkeypatch, seconds).candidates, CPU) == expected
 
 
-def test_hopeless_ways_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ways_that_were_given_up_are_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     stopwatch = Stopwatch(monkeypatch, {"default": 1.0, "slow": 2.1, "close": 1.9})
     fastest(stopwatch.candidates, CPU)
     assert stopwatch.timed.count("slow") == 1

@@ -36,7 +36,7 @@ def test_other_readers_take_it(tmp_path: Path) -> None:
     write_table(tmp_path / "x.parquet", ROWS)
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert list(frame["id"]) == ["t0000", "Größe", ""]
-    assert [list(one) for one in frame["clusters"][0]] == [[0, 1], []]
+    assert [list(labels) for labels in frame["clusters"][0]] == [[0, 1], []]
     assert frame["model"][0] == {"depth": 2}
 
 

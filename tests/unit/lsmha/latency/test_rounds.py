@@ -79,7 +79,7 @@ def test_a_network_that_cannot_be_measured_has_no_measurement() -> None:
 
 def test_processes_that_chose_another_kernel_are_left_out() -> None:
     other = row(1.0, attention="sdpa (flash)")
-    measure, _ = replayed(*(Round(1.0, [[one]]) for one in (row(3.0), other, row(5.0))))
+    measure, _ = replayed(*(Round(1.0, [[measured]]) for measured in (row(3.0), other, row(5.0))))
     ((found,),) = measure_in_rounds(measure, 3)
     assert isinstance(found, LatencyMeasurement)
     assert (found.attention, found.latency_ms, found.processes) == ("materialized", 4.0, 2)

@@ -106,10 +106,10 @@ def test_every_kernel_has_the_formula_and_its_gradient(
         return torch.softmax(query @ key.mT / head_dim**0.5, dim=-1) @ value
 
     found = outputs_and_gradients(lambda *qkv: attend(*qkv, kernel), *inputs)
-    expected = outputs_and_gradients(formula, *(one.double() for one in inputs))
-    for one, other in zip(found, expected, strict=True):
-        assert one.dtype == dtype
-        torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
+    expected = outputs_and_gradients(formula, *(tensor.double() for tensor in inputs))
+    for ours, other in zip(found, expected, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), other, atol=tolerance, rtol=tolerance)
 
 
 def test_kernels_are_those_of_the_setting_or_chosen_or_the_default() -> None:
@@ -181,10 +181,10 @@ def test_full_mask_changes_nothing() -> None:
     with torch.no_grad():
         masked, free = model.forward_heads(images, torch.ones(3, 4)), model.forward_heads(images)
     assert torch.equal(masked.logits, free.logits)
-    for one, other in zip(masked.head_outputs, free.head_outputs, strict=True):
-        assert one is not None
+    for ours, other in zip(masked.head_outputs, free.head_outputs, strict=True):
+        assert ours is not None
         assert other is not None
-        assert torch.equal(one, other)
+        assert torch.equal(ours, other)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])

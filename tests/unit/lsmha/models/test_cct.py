@@ -78,7 +78,7 @@ def test_tokens_and_gradients_are_those_of_relu_before_the_pool() -> None:
     assert (tokens == 0).any()
     assert torch.equal(tokens, expected)
     weights = list(tokenizer.parameters())
-    ours, theirs = (torch.autograd.grad((one * one).sum(), weights) for one in (tokens, expected))
+    ours, theirs = (torch.autograd.grad((output * output).sum(), weights) for output in (tokens, expected))
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-6)
 

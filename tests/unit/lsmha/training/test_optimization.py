@@ -50,8 +50,8 @@ def test_rises_then_falls_between_the_bounds(warmup_epochs: float, min_lr_ratio:
     rates = _schedule(7, epochs=10, warmup_epochs=warmup_epochs, min_lr_ratio=min_lr_ratio, learning_rate=0.3)[:-1]
     warmup = round(warmup_epochs * 7)
     rising, falling = rates[:warmup], rates[warmup:]
-    assert all(one < two for one, two in pairwise(rising))
-    assert all(one >= two for one, two in pairwise(falling))
+    assert all(before < two for before, two in pairwise(rising))
+    assert all(before >= two for before, two in pairwise(falling))
     assert max(rates) == pytest.approx(0.3)
     assert min(rates) > 0.0
     assert all(rate >= 0.3 * min_lr_ratio - 1e-12 for rate in falling)

@@ -30,7 +30,7 @@ def _epochs(stack: StackedTrainer, count: int) -> list[list[EpochMetrics]]:
     for outcomes in by_epoch:
         for outcome in outcomes:
             assert isinstance(outcome, EpochMetrics)
-    return [list(one) for one in zip(*by_epoch, strict=True)]  # type: ignore[arg-type]
+    return [list(curve) for curve in zip(*by_epoch, strict=True)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -50,10 +50,10 @@ def test_losses_are_those_of_separate_runs(model: dict[str, Any], recipe: dict[s
     together = _epochs(StackedTrainer(tiny_model(**model), settings, SEEDS, tiny, device=CPU), 3)
     for seed, found in zip(SEEDS, together, strict=True):
         alone = train(tiny_model(**model), settings.model_copy(update={"seed": seed}), tiny, device=CPU).history
-        for one, other in zip(found, alone, strict=True):
-            assert one.train_loss == pytest.approx(other.train_loss, abs=1e-5)
-            assert one.val_loss == pytest.approx(other.val_loss, abs=1e-5)
-            assert (one.epoch, one.learning_rate) == (other.epoch, other.learning_rate)
+        for epoch, other in zip(found, alone, strict=True):
+            assert epoch.train_loss == pytest.approx(other.train_loss, abs=1e-5)
+            assert epoch.val_loss == pytest.approx(other.val_loss, abs=1e-5)
+            assert (epoch.epoch, epoch.learning_rate) == (other.epoch, other.learning_rate)
     assert len({found[-1].train_loss for found in together}) == len(SEEDS)
 
 
@@ -69,7 +69,7 @@ def test_a_seed_goes_on_alone_and_in_the_stack(tiny: Dataset, tmp_path: Path) ->
     again = StackedTrainer(model, recipe, SEEDS, tiny, device=CPU)
     assert again.resume(files)
     for found, other in zip(_epochs(again, 2), expected, strict=True):
-        assert [one.train_loss for one in found] == [one.train_loss for one in other[1:]]
+        assert [epoch.train_loss for epoch in found] == [epoch.train_loss for epoch in other[1:]]
     for state, same in zip(again.states, whole.states, strict=True):
         assert_same_bits(state.model.state_dict(), same.model.state_dict())
         assert_same_bits(state.evaluated_model.state_dict(), same.evaluated_model.state_dict())

@@ -115,7 +115,11 @@ def test_aws_head_tells_what_the_cluster_can_grow_to(tmp_path: Path, monkeypatch
 
 def test_kubernetes_pods_are_closed_and_the_head_trains_nothing() -> None:
     claim, policy, cluster = yaml.safe_load_all(text_of("kuberay.yaml"))
-    assert [one["kind"] for one in (claim, policy, cluster)] == ["PersistentVolumeClaim", "NetworkPolicy", "RayCluster"]
+    assert [resource["kind"] for resource in (claim, policy, cluster)] == [
+        "PersistentVolumeClaim",
+        "NetworkPolicy",
+        "RayCluster",
+    ]
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     own = {"podSelector": {"matchLabels": {"ray.io/cluster": cluster["metadata"]["name"]}}}
     assert policy["spec"] == own | {"policyTypes": ["Ingress"], "ingress": [{"from": [own]}]}

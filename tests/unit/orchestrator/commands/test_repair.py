@@ -145,7 +145,10 @@ def test_a_damaged_record_is_set_aside(ledger: Ledger, kind: str, damage: Callab
     assert line == f"set aside: {place} is damaged; what it held will be done again"
     aside = ledger.folder / "damaged" / place
     assert aside.read_bytes() == broken
-    assert kept(ledger.folder) == {**{one: content for one, content in before.items() if one != path}, aside: broken}
+    assert kept(ledger.folder) == {
+        **{kept_path: content for kept_path, content in before.items() if kept_path != path},
+        aside: broken,
+    }
     assert json.loads((ledger.folder / "status.json").read_text())["stage"] == "interrupted"
     assert json.loads((ledger.folder / "summary.json").read_text())["complete"] is False
     # Done again, it is what it was.
@@ -186,7 +189,7 @@ def test_a_finalist_with_damaged_files_will_be_trained_again(
     damage(ledger.finalist_folder("t0000-s1") / name)
     line, *_ = repaired(ledger.folder)
     assert line == f"set aside: the record of finalist t0000-s1, which will be trained again: {name} is {word}"
-    assert [one.id for one in Ledger.load(ledger.folder).finalists] == ["t0000-s0"]
+    assert [record.id for record in Ledger.load(ledger.folder).finalists] == ["t0000-s0"]
     assert [path.parent.name for path in (ledger.folder / "damaged").rglob("t0000-s1-*.json")] == ["finalists"]
 
 

@@ -77,21 +77,21 @@ def test_optuna_reads_every_trial_that_has_ended(ledger: Ledger) -> None:
     write_study(ledger, path)
     study = read(path)
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MINIMIZE"]
-    assert [one.state for one in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert [one.values for one in study.trials] == [[0.5, 2.0], None, [0.75, 4.0]]
-    assert [one.user_attrs for one in study.trials] == [
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+    assert [trial.values for trial in study.trials] == [[0.5, 2.0], None, [0.75, 4.0]]
+    assert [trial.user_attrs for trial in study.trials] == [
         {"id": "t0000"}, {"id": "t0001", "error": "DivergenceError: nan"}, {"id": "t0002"},
     ]  # fmt: skip
-    assert {one.number for one in study.best_trials} == {0, 2}
+    assert {trial.number for trial in study.best_trials} == {0, 2}
 
 
 def test_parameters_are_those_that_have_an_effect(ledger: Ledger) -> None:
     path = ledger.folder / "study.journal"
     write_study(ledger, path)
     trials = read(path).trials
-    for one, point in zip(trials, POINTS, strict=True):
-        assert one.params == {name: value for name, value in point.items() if value is not None}
-        assert list(one.params) == [name for name in CONFIG.space if name in one.params]
+    for trial, point in zip(trials, POINTS, strict=True):
+        assert trial.params == {name: value for name, value in point.items() if value is not None}
+        assert list(trial.params) == [name for name in CONFIG.space if name in trial.params]
     assert trials[0].distributions == {
         "num_heads": CategoricalDistribution((1, 2, 4)),
         "depth": IntDistribution(1, 5, step=2),

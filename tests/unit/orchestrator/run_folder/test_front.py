@@ -50,7 +50,7 @@ def test_before_the_rounds_the_search_counts() -> None:
 
 def test_what_the_rounds_say_counts() -> None:
     front = choose_front(TRIALS, OBJECTIVES, {"a": rounds(2.9, 3.1, 3.2), "b": rounds(2.0, 2.2, 2.3)})
-    assert [(one.id, one.latency_ms, one.latency_p25_ms, one.latency_p75_ms) for one in front] == [
+    assert [(record.id, record.latency_ms, record.latency_p25_ms, record.latency_p75_ms) for record in front] == [
         ("a", 3.1, 2.9, 3.2),
         ("b", 2.2, 2.0, 2.3),
     ]
@@ -59,7 +59,7 @@ def test_what_the_rounds_say_counts() -> None:
 def test_a_trial_that_comes_to_the_front_by_the_rounds_is_to_be_measured_too() -> None:
     measured = {"a": rounds(2.9, 3.0, 3.1), "b": rounds(2.6, 2.7, 2.8)}
     front = choose_front(TRIALS, OBJECTIVES, measured)
-    assert [(one.id, one.latency_p25_ms) for one in front] == [("a", 2.9), ("b", 2.6), ("c", None)]
+    assert [(record.id, record.latency_p25_ms) for record in front] == [("a", 2.9), ("b", 2.6), ("c", None)]
     front = choose_front(TRIALS, OBJECTIVES, measured | {"c": rounds(2.6, 2.65, 2.7)})
     assert names(front) == ["a", "b"]  # c ties with b, which is more accurate
 

@@ -67,7 +67,7 @@ def test_groups() -> None:
     members = pool()
     groups = [(group.name, ids(members, group.committees)) for group in committee_groups(members)]
     assert groups == [
-        ("all", [tuple(one.id for one in members if not one.is_cnn)]),
+        ("all", [tuple(member.id for member in members if not member.is_cnn)]),
         ("mixed_heads", [(f"h1-s{a}", f"h2-s{b}", f"h4-s{c}") for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1))]),
         ("same_architecture", [tuple(f"{name}-s{seed}" for seed in (0, 1, 2)) for name in ("h1", "h2", "h4")]),
         ("cnn", [("cnn-conv3x3-s0", "cnn-depthwise-s1"), ("cnn-conv3x3-s1", "cnn-depthwise-s0")]),
@@ -88,7 +88,7 @@ def test_mixed_committees_are_also_as_large_as_those_of_seeds() -> None:
 
 
 def test_a_failed_seed_leaves_the_contrast_balanced() -> None:
-    members = [one for one in pool()[:9] if one.id != "h1-s2"]
+    members = [member for member in pool()[:9] if member.id != "h1-s2"]
     for group in committee_groups(members)[1:]:
         counts = np.bincount(np.ravel(group.committees), minlength=len(members))
         used = [members[index].id for index in np.flatnonzero(counts)]
@@ -141,8 +141,8 @@ def test_rows(tmp_path: Path) -> None:
     table = pd.read_parquet(tmp_path / "committees.parquet")
 
     single = table[(table["kind"] == "committee") & (table["rule"] == "softmax")]
-    logits, labels = torch.stack([one.logits for one in members]), members[0].labels
-    names = [one.id for one in members]
+    logits, labels = torch.stack([member.logits for member in members]), members[0].labels
+    names = [member.id for member in members]
     for row in single.to_dict("records"):
         chosen = [names.index(name) for name in row["members"]]
         right = (committee_predictions(logits[chosen], "softmax") == labels).double()
@@ -183,7 +183,7 @@ def test_curves_of_a_large_pool_choose_by_validation_accuracy() -> None:
     curve = [row for row in rows if isinstance(row, CommitteeSize)]
     assert [row.size for row in curve] == [1, 2, 3, 4, 5, 6]
     assert {row.selection for row in curve} == {"greedy by validation accuracy"}
-    stored = [one.validation for one in members]
-    best = np.argmax([(one.logits.argmax(1) == one.labels).double().mean().item() for one in stored])
+    stored = [member.validation for member in members]
+    best = np.argmax([(member.logits.argmax(1) == member.labels).double().mean().item() for member in stored])
     alone = (members[best].logits.argmax(1) == members[best].labels).double().mean().item()
     assert curve[0].accuracy == pytest.approx(alone)

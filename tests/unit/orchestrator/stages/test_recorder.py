@@ -42,7 +42,7 @@ def test_a_metric_that_is_none(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", sorted(EPOCH.keys() - {"epoch"}))
 def test_a_metric_that_is_missing(name: str) -> None:
-    metrics = {one: value for one, value in EPOCH.items() if one != name}
+    metrics = {metric: value for metric, value in EPOCH.items() if metric != name}
     assert bad_metric(metrics) == f"{name} must be a finite number, but got None"
 
 
@@ -187,4 +187,4 @@ def test_jobs_begin_with_the_longest() -> None:
         job("small for long", epochs=9),
         job("small again", depth=2),
     ]
-    assert [one.id for one in longest_first(jobs)] == ["small for long", "deep", "small", "small too", "small again"]
+    assert [job.id for job in longest_first(jobs)] == ["small for long", "deep", "small", "small too", "small again"]
