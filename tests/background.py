@@ -28,6 +28,7 @@ def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterato
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def wait_for(

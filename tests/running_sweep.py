@@ -194,19 +194,19 @@ class RunningSweep:
         spec = write_spec(folder / "space.yaml", **sections)
         self.folder = folder / "run"
         self._mark = f"SWEEP_MARK={folder}".encode()
-        self._output = (folder / "output").open("w+")
+        self._log = folder / "output"
         command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec), "--out", str(self.folder)]
-        self.process = subprocess.Popen(
-            [*command, "--address", "local"],
-            env={**os.environ, "SWEEP_MARK": str(folder)},
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--address", "local"],
+                env={**os.environ, "SWEEP_MARK": str(folder)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def output(self) -> str:
-        self._output.seek(0)
-        return self._output.read()
+        return self._log.read_text()
 
     def records(self) -> dict[str, StoredRecord]:
         return records(self.folder, "trials")

@@ -23,6 +23,7 @@ from orchestrator.config.validation import describe_validation_error, validated
 from orchestrator.config.yaml import apply_override
 from orchestrator.errors import ExitCode, UserError, report_failures
 from orchestrator.execution.tasks import run_tasks
+from orchestrator.reporting.artifacts import write_tracebacks
 from orchestrator.reporting.summary import write_summary
 from orchestrator.reporting.tables import analysis_table
 from orchestrator.run_folder.location import check_output_folder
@@ -44,6 +45,7 @@ def analyze_run(run: RunPath, overrides: list[str], terminal: Terminal, cluster:
             analyze_finalists(opened.config, ledger, opened.progress, arrays=opened.arrays, repeat=True)
         finally:
             write_tables(ledger)
+            write_tracebacks(ledger)
         write_summary(ledger)
     for run_id, analysis in sorted(ledger.analyses.items()):
         if analysis.completed:

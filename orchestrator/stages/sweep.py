@@ -17,6 +17,7 @@ from orchestrator.execution.latency import LatencyCache
 from orchestrator.execution.training_job import TrainingJob
 from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.failures import Failure
+from orchestrator.reporting.artifacts import write_tracebacks
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.progress import Progress
 from orchestrator.run_folder.content_hash import architecture_hash, training_hash
@@ -200,6 +201,8 @@ class Sweep:
 
         def keep(record: TrialRecord) -> None:
             self.ledger.add(record)
+            if record.traceback is not None:
+                write_tracebacks(self.ledger)
             self._write_tables_sometimes()
 
         recorder = Recorder(entries, self.progress, self.metrics, workers=resources.workers_per_trial, add=keep)
