@@ -55,6 +55,8 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
         # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
         "_system_config": {
             "idle_worker_killing_time_threshold_ms": 600_000,
+            # Ray's own 15 has them starve as soon as other programs of the machine want the CPUs, too.
+            **({} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}),
             # The metrics port is on every interface and asks for no token.
             "enable_metrics_collection": cluster.dashboard,
         },

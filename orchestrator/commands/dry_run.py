@@ -9,7 +9,8 @@ from orchestrator.commands.session import session
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.execution.gpu_sharing import resolve_gpu_share
 from orchestrator.search.build import num_trials
-from orchestrator.search.space import describe_point
+from orchestrator.search.space import SearchSpace, describe_point
+from orchestrator.stages.space_latency import measured_first
 from orchestrator.terminal import Terminal
 
 
@@ -43,6 +44,7 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
         f"{len(dataset.test):,} test images, {dataset.num_classes} labels",
         f"space: {size}; sampler {config.search.sampler}, {num_trials(config, space)} trials of "
         f"{config.train.epochs} epochs",
+        _describe_latency(config, space),
         f"cluster: {capacity}",
         _describe_resources("trials", config.resources, capacity),
     ]
@@ -51,6 +53,11 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
         resources = _describe_resources("finalists", config.finalist_resources(), capacity)
         lines.append(f"{resources}; up to {runs} runs of {config.finalist_epochs()} epochs")
     return lines
+
+
+def _describe_latency(config: SweepConfig, space: SearchSpace) -> str:
+    first = measured_first(config, space)
+    return f"latency: of {f'all {len(first)} architectures first' if first else 'each batch before it trains'}"
 
 
 def _describe_resources(title: str, resources: ResourcesConfig, capacity: Capacity) -> str:

@@ -13,6 +13,7 @@ _FREE = (
     "finalists.resources",
     "search.suggestion_batch",
     "data.path",
+    "latency.measure_first",
     "analysis",
     "committees",
     "pruning",

@@ -157,7 +157,9 @@ class LatencyCache:
     def _record(
         self, name: str, model: ModelConfig, rows: list[dict[str, Any]], *, in_rounds: bool = False
     ) -> LatencyRecord:
-        work = {"architecture": name, "latency": self._config.model_dump(mode="json"), "device": rows[0]["device"]}
+        # When it is measured does not matter to what is.
+        how = self._config.model_dump(mode="json", exclude={"measure_first"})
+        work = {"architecture": name, "latency": how, "device": rows[0]["device"]}
         columns = {"architecture": name, **_columns(model)}
         return LatencyRecord(name, content_hash(work), [{**columns, **row} for row in rows], in_rounds)
 

@@ -50,6 +50,10 @@ class Progress:
         self._stage_started = time.monotonic()
         self._terminal.say(f"{title}: {total} {unit}")
 
+    def reached(self, done: int) -> None:
+        """So many pieces of the stage's work are done; none has failed."""
+        self.done = done
+
     def say(self, text: str) -> None:
         """A plain line."""
         self._terminal.say(text)
@@ -130,6 +134,10 @@ class LiveProgress(Progress):
     def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
         super().stage(title, total, unit=unit)
         self._bars.reset(self._task, total=total, description=title)
+
+    def reached(self, done: int) -> None:
+        super().reached(done)
+        self._bars.update(self._task, completed=done)
 
     def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
         super().finished(run_id, outcome, failed=failed)

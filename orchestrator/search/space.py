@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -135,6 +135,16 @@ class SearchSpace:
         model = settings[ModelConfig]
         model |= ModelConfig.inactive_fields(model)
         return ModelConfig.model_validate(model), TrainConfig.model_validate(settings[TrainConfig])
+
+    def models_at_ends(self) -> Iterator[tuple[ModelConfig, ModelConfig]]:
+        """The network of each of `points`: with all continuous dimensions at their low ends, and at their high ends."""
+        continuous = {name: d for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
+        for point in self.points:
+            low, high = (
+                self.build(self.canonical({**point, **{name: getattr(d, end) for name, d in continuous.items()}}))[0]
+                for end in ("low", "high")
+            )
+            yield low, high
 
     def key(self, point: Point) -> PointKey:
         """What tells this point from others."""

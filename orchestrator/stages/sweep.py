@@ -1,4 +1,4 @@
-"""The stages of a sweep: search the space, train and test the finalists, analyze them, form their committees."""
+"""The stages of a sweep: measure and search the space, train, test and analyze finalists, form their committees."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ from orchestrator.stages.analysis import analyze_finalists
 from orchestrator.stages.committees import form_committees_of
 from orchestrator.stages.finalists import choose_finalists
 from orchestrator.stages.recorder import Entry, KnownLatency, Recorder
+from orchestrator.stages.space_latency import measured_first
 
 
 class Sweep:
@@ -68,8 +69,20 @@ class Sweep:
         self.committees_formed = True
         """False if the committees could not be formed."""
 
+    def measure_space(self) -> None:
+        """Measure the latency of the whole space, where it is small enough and there is still a trial to train."""
+        if len(self.ledger.trials) >= num_trials(self.config, self.space):
+            return
+        models = [
+            model for model in measured_first(self.config, self.space) if self._latencies.latency_ms(model) is None
+        ]
+        if models:
+            self.progress.stage("latency", len(models), unit="architectures")
+            self._latencies.measure(models, on_progress=lambda done, _: self.progress.reached(done))
+            write_tables(self.ledger)
+
     def search(self) -> None:
-        """Train the study's proposals, batch after batch, each after its latency was measured.
+        """Train the study's proposals, batch after batch, each after its latency was measured, if it was not before.
 
         What was proposed in earlier sessions is proposed again, and the results are told again in the same order: the
         study then is where it was.
@@ -226,6 +239,7 @@ class Sweep:
 
 
 STAGES: tuple[tuple[str, Callable[[Sweep], None]], ...] = (
+    ("latency of the space", Sweep.measure_space),
     ("search", Sweep.search),
     ("latency of the front", Sweep.measure_front),
     ("finalists", Sweep.train_finalists),

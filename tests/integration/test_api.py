@@ -53,7 +53,7 @@ def script(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, output + errors
     assert errors == ""
     return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -72,3 +73,18 @@ def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path, 
     assert line.startswith("error: --address: ")
     assert address in line
     assert not (tmp_path / "run").exists()
+
+
+def test_workers_of_a_local_cluster_have_the_priority_of_whoever_started_it() -> None:
+    script = (
+        "import os, ray\n"
+        "from orchestrator.cluster.connect import ClusterChoice, connect\n"
+        "os.nice(5 - os.nice(0))\n"
+        "with connect(ClusterChoice('local')):\n"
+        "    print(ray.get(ray.remote(lambda: os.nice(0)).remote()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **NO_TOKEN}, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.split() == ["5"]

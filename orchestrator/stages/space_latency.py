@@ -1,0 +1,23 @@
+"""Which architectures have their latency measured before the first trial trains."""
+
+from __future__ import annotations
+
+from lsmha.config import ModelConfig
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.run_folder.content_hash import architecture_hash
+from orchestrator.search.space import SearchSpace
+
+
+def measured_first(config: SweepConfig, space: SearchSpace) -> list[ModelConfig]:
+    """All architectures of the space, each once, where latency is an objective and there are at most
+    `latency.measure_first` of them; else none."""
+    if all(objective.metric != "latency_ms" for objective in config.objectives):
+        return []
+    found: dict[str, ModelConfig] = {}
+    for low, high in space.models_at_ends():
+        name = architecture_hash(low)
+        found.setdefault(name, low)
+        # Of a continuous dimension that latency depends on there is no end.
+        if architecture_hash(high) != name or len(found) > config.latency.measure_first:
+            return []
+    return list(found.values())

@@ -1,0 +1,48 @@
+"""What is measured before the first trial: each network once, few of them, and only where latency is searched for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestrator.config.sweep import SweepConfig
+from orchestrator.run_folder.content_hash import architecture_hash
+from orchestrator.search.build import build_space
+from orchestrator.stages.space_latency import measured_first
+
+HEADS_AND_DEPTHS = {"num_heads": [1, 2, 4], "depth": [1, 2]}
+ACCURACY = {"metric": "val_accuracy", "direction": "maximize"}
+PARAMS = {"metric": "params", "direction": "minimize"}
+
+
+def number_measured(space: dict[str, Any], **sections: Any) -> int:
+    config = SweepConfig.model_validate({"name": "tiny", "model": {"embed_dim": 16}, "space": space, **sections})
+    models = measured_first(config, build_space(config))
+    assert len({architecture_hash(model) for model in models}) == len(models)
+    return len(models)
+
+
+@pytest.mark.parametrize(
+    ("dimension", "number"),
+    [
+        ({}, 6),
+        ({"batch_size": [16, 32]}, 6),
+        ({"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}, 6),
+        ({"drop_path": {"low": 0.0, "high": 0.3}}, 6),
+        ({"num_conv_blocks": [0, 1]}, 10),  # at depth 1 it leaves no heads to tell apart
+        ({"mlp_ratio": {"low": 1.0, "high": 2.0}}, 0),  # without end
+    ],
+    ids=["plain", "batch size", "learning rate", "dropout", "no heads left", "width of the MLP"],
+)
+def test_each_network_that_latency_tells_apart_is_measured_once(dimension: dict[str, Any], number: int) -> None:
+    assert number_measured({**HEADS_AND_DEPTHS, **dimension}) == number
+
+
+@pytest.mark.parametrize(("limit", "number"), [(0, 0), (5, 0), (6, 6)])
+def test_none_is_where_there_are_more_than_the_limit(limit: int, number: int) -> None:
+    assert number_measured(HEADS_AND_DEPTHS, latency={"measure_first": limit}) == number
+
+
+def test_none_is_where_nobody_asked_for_latency() -> None:
+    assert number_measured(HEADS_AND_DEPTHS, objectives=[ACCURACY, PARAMS]) == 0
