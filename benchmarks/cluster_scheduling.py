@@ -1,15 +1,15 @@
-"""What scheduling costs on a cluster: 200 trials that train nothing, all at a time, on four hosts.
+"""What scheduling costs on a cluster: trials that train nothing, 40 at a time, on four hosts.
 
     python benchmarks/cluster_scheduling.py --out benchmarks/cluster_scheduling.md
 
 The hosts are namespaces of this machine with an sshd each (`tests/cluster_hosts.py`), made a cluster by `ray up
-cluster.local.yaml`; each claims 50 CPUs. The driver runs on the head: the worker pool, its job queue and its
-events are the product's own, only what a worker does with a job is replaced, in a process that never imports torch (200
-of those would not fit into one machine's memory). Needs root, as the hosts do.
+cluster.local.yaml`; each claims 10 CPUs. The driver runs on the head: `TuneEngine` and its `Tuner.fit` are the
+product's own, only what an actor does with a job is replaced, in a process that never imports torch (40 of those would
+not fit into one machine's memory). Needs root, as the hosts do.
 
-- cold: 200 workers are started at once, each gets a trial, and no trial ends before all 200 have begun: so many really
+- cold: 40 actors are started at once, each gets a trial, and no trial ends before all 40 have begun: so many really
   run at a time.
-- warm: 2,000 trials that end at once, in processes that are there already: what queue, driver and network cost.
+- warm: 2,000 trials that end at once, in actors that are there already: what Ray Tune, driver and network cost.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from typing import Any
 
 from orchestrator.execution.training_job import Completed, Started, TrainingEvent, TrainingJob, Warned
 
-WORKERS, HOSTS, ROUNDS = 200, 4, 10
+WORKERS, HOSTS, ROUNDS = 40, 4, 50
 GATE = "/mnt/lsmha/open"
-"""A file that all hosts see, once the first 200 trials have begun."""
+"""A file that all hosts see, once the first trials have begun."""
 FEW_REAL_CORES = {"RAY_worker_maximum_startup_concurrency": "2", "RAY_worker_register_timeout_seconds": "600"}
 """Ray starts as many processes at a time as a host claims to have CPUs, and gives up on those that take a minute."""
 
@@ -39,23 +39,37 @@ FEW_REAL_CORES = {"RAY_worker_maximum_startup_concurrency": "2", "RAY_worker_reg
 # ---- the driver, on the head ------------------------------------------------------------------------------------
 
 
-def work_without_training(queue: Any, worker: str, arrays: Any, resources: Any, stacked_seeds: int) -> None:
-    """Hold each job until the gate is open, and do nothing else.
-
-    It does not wait in `ray.get`: a task that does lends its CPU to others meanwhile.
-    """
+def trial_without_training() -> Any:
+    """A class to take the place of `TrainingTrial`: it holds each job until the gate is open, and does nothing else."""
     import ray
+    from ray import tune
 
-    from orchestrator.execution.training_job import Completed, TrainingResult, Warned
+    class TrainingTrial(tune.Trainable):
+        @classmethod
+        def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+            return tune.PlacementGroupFactory([{"CPU": 1}])
 
-    node = ray.get_runtime_context().get_node_id()
-    nothing = TrainingResult((), "fp32", "none", "cpu")
-    ray.get(queue.join.remote(worker, node))
-    while jobs := ray.get(queue.get.remote(worker)):
-        while not Path(GATE).exists():
-            time.sleep(0.5)
-        ray.get(queue.tell.remote(worker, Warned(jobs[0].id, f"{worker} {node}")))
-        ray.get(queue.tell.remote(worker, Completed(jobs[0].id, nothing)))
+        def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            (self.job,), self.has_started = new_config["jobs"], False
+            return True
+
+        def step(self) -> dict[str, Any]:
+            from orchestrator.execution.training_job import Completed, Started, TrainingResult, Warned
+
+            node = ray.get_runtime_context().get_node_id()
+            if not self.has_started:
+                self.has_started = True
+                return {"events": [Started(self.job.id)], "nodes": [node]}
+            while not Path(GATE).exists():
+                time.sleep(0.5)
+            worker = ray.get_runtime_context().get_actor_id()
+            nothing = TrainingResult((), "fp32", "none", "cpu")
+            return {"events": [Warned(self.job.id, f"{worker} {node}"), Completed(self.job.id, nothing)], "done": True}
+
+    return TrainingTrial
 
 
 class Stamps:
@@ -88,7 +102,7 @@ def drive() -> None:
     from lsmha.config import ModelConfig, TrainConfig
     from orchestrator.cluster.connect import ClusterChoice, connect
     from orchestrator.config.sweep import ResourcesConfig
-    from orchestrator.execution import worker_pool
+    from orchestrator.execution import engine
 
     def jobs(title: str, number: int) -> list[TrainingJob]:
         return [
@@ -96,11 +110,12 @@ def drive() -> None:
         ]
 
     resources = ResourcesConfig()
-    task = ray.remote(work_without_training).options(num_cpus=1, max_retries=0, name="train")
-    worker_pool.worker_task = lambda _: task
-    with connect(ClusterChoice()) as capacity:
+    engine.TrainingTrial = trial_without_training()  # type: ignore[misc]
+    with (
+        connect(ClusterChoice()) as capacity,
+        engine.TuneEngine(ray.put({}), storage=Path("/nowhere")) as ours,
+    ):
         assert capacity.cpus == WORKERS, capacity
-        ours = worker_pool.WorkerPool(ray.put({}), storage=Path("/nowhere"))
         measured = {}
         for title, number in (("cold", WORKERS), ("warm", ROUNDS * WORKERS)):
             stamps = Stamps()
@@ -155,8 +170,8 @@ def table(measured: dict[str, Any]) -> str:
         ("all of them at a time", "yes" if cold["last_start_before_first_end"] else "no", "not asked"),
         ("per trial (ms)", _each(cold), _each(warm)),
         ("driver's CPU time per trial (ms)", _cpu(cold), _cpu(warm)),
-        ("workers that worked", len(cold["jobs_per_worker"]), len(warm["jobs_per_worker"])),
-        ("trials per worker: fewest, median, most", _counts(cold["jobs_per_worker"]), _counts(warm["jobs_per_worker"])),
+        ("actors that worked", len(cold["jobs_per_worker"]), len(warm["jobs_per_worker"])),
+        ("trials per actor: fewest, median, most", _counts(cold["jobs_per_worker"]), _counts(warm["jobs_per_worker"])),
         ("trials per host", _list(cold["jobs_per_node"]), _list(warm["jobs_per_node"])),
     ]
     lines = [f"| {name} | {one} | {other} |" for name, one, other in rows]
@@ -205,8 +220,8 @@ def main() -> None:
 
 The hosts are namespaces of one machine with {os.cpu_count()} cores ({cpu}), each claiming {WORKERS // HOSTS}
 CPUs: the cold start is that of {WORKERS} Python processes on those few cores, and takes less time on {HOSTS} machines.
-Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through the queue, the
-driver and the network, and trains nothing: the workers that came first had done all before the others had begun.
+Python {platform.python_version()}, Ray {version("ray")}. A warm trial begins, reports and ends through Ray Tune, the
+driver and the network, and trains nothing.
 """
     print(told)
     if arguments.out is not None:

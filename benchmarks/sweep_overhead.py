@@ -2,8 +2,8 @@
 
     python benchmarks/sweep_overhead.py --out benchmarks/sweep_overhead.md
 
-A driver process runs the command line's own code; only `run_job`, in the workers, is replaced by a function that
-returns seeded metrics at once. Few architectures and a continuous learning rate: latency is measured in the first
+A driver process runs the command line's own code; only `train_jobs`, in the actors, is replaced by a function that
+makes seeded metrics up. Few architectures and a continuous learning rate: latency is measured in the first
 batches and known from then on. The driver is watched from outside: its CPU time and memory (`/proc`), the records that
 it wrote, and the memory of all processes of its cluster. Then `status`, `front` and `resume` are timed on the folder
 that it left.
@@ -61,17 +61,18 @@ committees: {{enabled: false}}
 
 
 class ArraysWithoutTraining(dict[str, Any]):
-    """The arrays of a data set. A worker that unpickles them trains no more: it makes results up."""
+    """The arrays of a data set. An actor that unpickles them trains no more: it makes results up."""
 
     def __reduce__(self) -> Any:
         return _arrays_in_worker, (dict(self),)
 
 
 def _arrays_in_worker(arrays: dict[str, Any]) -> dict[str, Any]:
-    from orchestrator.execution import worker
+    from orchestrator.execution import trial
     from orchestrator.execution.training_job import Completed, EpochEnded, TrainingResult
 
-    def no_training(job: Any, dataset: Any, *, device: Any, threads: int, on_event: Any) -> None:
+    def no_training(jobs: Any, dataset: Any, *, device: Any, threads: int) -> Iterator[list[Any]]:
+        (job,) = jobs
         chance = random.Random(job.id)
         best = 0.9 - 0.3 / job.model.depth / math.log(job.model.embed_dim) - 0.01 / job.model.num_heads
         best -= 0.05 * (math.log10(job.train.learning_rate) + 2.7) ** 2 + chance.gauss(0, 0.01)
@@ -89,10 +90,12 @@ def _arrays_in_worker(arrays: dict[str, Any]) -> dict[str, Any]:
                     "images_per_s": chance.uniform(900, 1100),
                 }
             )
-            on_event(EpochEnded(job.id, curve[-1]))
-        on_event(Completed(job.id, TrainingResult(tuple(curve), "fp32", "sdpa", "cpu")))
+            if epoch < job.train.epochs:
+                yield [EpochEnded(job.id, curve[-1])]
+        result = TrainingResult(tuple(curve), "fp32", "sdpa", "cpu")
+        yield [EpochEnded(job.id, curve[-1]), Completed(job.id, result)]
 
-    worker.run_job = no_training
+    trial.train_jobs = no_training
     return arrays
 
 

@@ -29,8 +29,8 @@ from lsmha.bench.report import Report, Table
 from lsmha.config import AugmentConfig, TrainConfig
 from lsmha.models import VARIANTS
 from orchestrator.config.sweep import ResourcesConfig
+from orchestrator.execution.engine import TuneEngine
 from orchestrator.execution.training_job import EpochEnded, Failed, TrainingEvent, TrainingJob
-from orchestrator.execution.worker_pool import WorkerPool
 
 IMPORTS = "import torch; print(next(l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')))"
 
@@ -64,7 +64,7 @@ class Watch:
             for process in psutil.Process().children(recursive=True):
                 folder = Path(f"/proc/{process.pid}")
                 try:
-                    if b"ray::train:" in (folder / "cmdline").read_bytes():
+                    if b"ray::TrainingTrial" in (folder / "cmdline").read_bytes():
                         self._note(process.pid, (folder / "status").read_text(), folder / "smaps_rollup")
                 except OSError:
                     continue
@@ -101,9 +101,9 @@ def measure(variant: str, images: int, workers: int) -> list[Memory]:
         jobs = [
             TrainingJob(f"t{number:04d}", model, recipe, Path(folder, f"t{number}.pt")) for number in range(workers)
         ]
-        pool = WorkerPool(ray.put(dataset.to_arrays()), storage=Path(folder, "ray"))
         watch = Watch()
-        pool.train(jobs, say, resources=ResourcesConfig(cpus_per_trial=1), concurrency=workers)
+        with TuneEngine(ray.put(dataset.to_arrays()), storage=Path(folder, "ray")) as engine:
+            engine.train(jobs, say, resources=ResourcesConfig(cpus_per_trial=1), concurrency=workers)
         return watch.stop()
 
 

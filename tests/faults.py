@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -46,19 +46,33 @@ class Fault:
         """Strike in this process, and in all workers and tasks that it starts."""
         # Workers get this module as it is, since they cannot import it.
         ray.cloudpickle.register_pickle_by_value(importlib.import_module(__name__))
-        for module, function in (
-            ("orchestrator.execution.worker", "work_alone"),
-            ("orchestrator.execution.ddp_worker", "work_as_rank"),
-            ("orchestrator.execution.tasks", "_do"),
-        ):
-            setattr(importlib.import_module(module), function, _struck(self, module, function, os.getpid()))
-        self._install(driver=os.getpid())
+        driver = os.getpid()
+        engine = importlib.import_module("orchestrator.execution.engine")
+        engine.TrainingTrial = _struck_trial(self, engine.TrainingTrial, driver)
+        self._strike("orchestrator.execution.tasks", "_do", driver)
+        self._install(driver)
+
+    def _strike(self, module: str, function: str, driver: int) -> None:
+        """Replace a function, that other processes will run, by one that installs the fault there first."""
+        setattr(importlib.import_module(module), function, _struck(self, module, function, driver))
 
     def _install(self, driver: int) -> None:
         if self.kill is not None:
             _install_kill(self.kill, driver)
         if self.spoilt:
             _spoil_metrics(self.spoilt)
+
+
+def _struck_trial(fault: Fault, trial: type[Any], driver: int) -> type[Any]:
+    """The trial, with the fault installed in the actor that it becomes, and in its ranks."""
+
+    class TrainingTrial(trial):  # type: ignore[misc]  # processes go by the name of the class
+        def setup(self, config: dict[str, Any], **parameters: Any) -> None:
+            fault._install(driver)
+            fault._strike("orchestrator.execution.rank_group", "work_as_rank", driver)
+            super().setup(config, **parameters)
+
+    return TrainingTrial
 
 
 def _struck(fault: Fault, module: str, function: str, driver: int) -> Callable[..., Any]:
@@ -114,10 +128,11 @@ def _install_kill(kill: Kill, driver: int) -> None:
 
 
 def _spoil_metrics(spoilt: Mapping[str, Spoilt]) -> None:
-    worker = importlib.import_module("orchestrator.execution.worker")
-    run_job = worker.run_job
+    trial = importlib.import_module("orchestrator.execution.trial")
+    train_jobs = trial.train_jobs
 
-    def run_job_and_spoil(job: Any, dataset: Any, *, on_event: Callable[[Any], None], **how: Any) -> None:
+    def train_jobs_and_spoil(jobs: Any, dataset: Any, **how: Any) -> Iterator[list[Any]]:
+        (job,) = jobs
         how_spoilt = spoilt.get(job.id)
 
         def spoil(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,18 +141,19 @@ def _spoil_metrics(spoilt: Mapping[str, Spoilt]) -> None:
                 return {name: value for name, value in metrics.items() if name != "val_accuracy"}
             return {**metrics, "val_accuracy": values[how_spoilt]} if how_spoilt in values else dict(metrics)
 
-        def on_spoilt_event(event: Any) -> None:
+        def spoilt_event(event: Any) -> Any:
             if isinstance(event, EpochEnded):
-                event = replace(event, metrics=spoil(event.metrics))
+                return replace(event, metrics=spoil(event.metrics))
             if isinstance(event, Completed):
                 curve = tuple(spoil(metrics) for metrics in event.result.curve)
-                event = replace(event, result=replace(event.result, curve=curve))
-            on_event(event)
+                return replace(event, result=replace(event.result, curve=curve))
+            return event
 
         if how_spoilt == "exception":
             raise RuntimeError("nothing ever goes well")
         if how_spoilt == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        run_job(job, dataset, on_event=on_spoilt_event, **how)
+        for events in train_jobs(jobs, dataset, **how):
+            yield [spoilt_event(event) for event in events]
 
-    worker.run_job = run_job_and_spoil
+    trial.train_jobs = train_jobs_and_spoil

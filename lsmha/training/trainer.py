@@ -51,6 +51,26 @@ class Trainer:
         self._forward: Forward | None = None
         self._planned: ComputePlan | None = None
 
+    def resume(self, path: AnyPath, *, on_damage: Callable[[str], None]) -> None:
+        """Go on from the newest good state at `path`, and start over where there is none.
+
+        `on_damage` gets one line, on every rank, when files there are damaged: which, and where the run goes on.
+
+        Raises:
+            ConfigurationError: It is the state of another run.
+        """
+        try:
+            damaged = self.state.load(path)
+        except FileNotFoundError:
+            return
+        except DamagedFileError as error:
+            on_damage(f"{error}; training starts over")
+            return
+        for file in damaged:
+            on_damage(
+                f"checkpoint {file} is damaged; training goes on from the one before, after epoch {self.state.epoch}"
+            )
+
     def run_epoch(self) -> EpochMetrics:
         """Train one epoch and evaluate on the validation split.
 
@@ -117,8 +137,7 @@ def train(
     `on_epoch_end` is called on every rank after each epoch; an exception from it ends the run. `model`, which is taken
     over, replaces the freshly initialized weights of the start. `memory` is what the device has for it, in bytes.
 
-    The run goes on from the newest good state at `resume_from`, and starts over where there is none. `on_damage` gets
-    one line, on every rank, when files there are damaged: which, and where the run goes on.
+    With `resume_from`, it goes on as `Trainer.resume` does.
 
     Raises:
         MemoryShortageError: A step takes more than `memory`.
@@ -129,21 +148,9 @@ def train(
     trainer = Trainer(model_config, train_config, dataset, device=device, model=model, memory=memory)
     state = trainer.state
     if resume_from is not None:
-        _resume(state, resume_from, on_damage)
+        trainer.resume(resume_from, on_damage=on_damage)
     while state.epoch < train_config.epochs:
         metrics = trainer.run_epoch()
         if on_epoch_end is not None:
             on_epoch_end(state, metrics)
     return state
-
-
-def _resume(state: TrainState, path: AnyPath, on_damage: Callable[[str], None]) -> None:
-    try:
-        damaged = state.load(path)
-    except FileNotFoundError:
-        return
-    except DamagedFileError as error:
-        on_damage(f"{error}; training starts over")
-        return
-    for file in damaged:
-        on_damage(f"checkpoint {file} is damaged; training goes on from the one before, after epoch {state.epoch}")

@@ -23,7 +23,7 @@ from orchestrator.cluster.guard import cluster_guard
 from orchestrator.cluster.loss import answers
 from orchestrator.errors import UserError
 
-WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1"}
+WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,9 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
         begun.at_end = _SweepEnding(prepared, ledger, terminal)
         mark_stage(folder, STAGES[0][0])
         ledger.begin_session(config, prepared.fingerprint)
-        with SweepMetrics(ledger, begun.progress.say) as metrics:
-            sweep = Sweep(
+        with (
+            SweepMetrics(ledger, begun.progress.say) as metrics,
+            Sweep(
                 resolved,
                 prepared.space,
                 prepared.study,
@@ -73,7 +74,8 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
                 begun.capacity,
                 begun.progress,
                 metrics,
-            )
+            ) as sweep,
+        ):
             for name, do in STAGES:
                 mark_stage(folder, name)
                 do(sweep)

@@ -21,6 +21,7 @@ from orchestrator.config.sweep import ResourcesConfig, RunConfig
 from orchestrator.config.validation import validated
 from orchestrator.config.yaml import apply_override
 from orchestrator.errors import ExitCode, UserError
+from orchestrator.execution.engine import TuneEngine
 from orchestrator.execution.training_job import (
     Completed,
     EpochEnded,
@@ -30,7 +31,6 @@ from orchestrator.execution.training_job import (
     TrainingResult,
     Warned,
 )
-from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.failures import Failure
 from orchestrator.run_folder.location import check_output_folder
 from orchestrator.run_folder.ownership import OWNER_FILE, check_free
@@ -71,8 +71,8 @@ def train_one(
         fits=lambda capacity: check_resources("resources", asked, capacity),
     ):
         job = TrainingJob("train", model, config.train, checkpoint, export=folder)
-        pool = WorkerPool(ray.put(dataset.to_arrays()), storage=folder / "ray")
-        pool.train([job], outcome, resources=asked, concurrency=1)
+        with TuneEngine(ray.put(dataset.to_arrays()), storage=folder / "ray") as engine:
+            engine.train([job], outcome, resources=asked, concurrency=1)
         if (failure := outcome.failure) is not None:
             if failure.traceback is not None:
                 terminal.insist(failure.traceback)

@@ -154,7 +154,8 @@ class ResourcesConfig(Config):
     """Runs that differ by their seeds alone, such as those of a finalist, trained in one step of stacked parameters, at
     most; by default 8 on a GPU and 1 on CPUs, which do not gain by it. DDP runs train alone."""
     placement: Literal["pack", "spread"] = "pack"
-    """The workers of a trial, and then the trials, on as few nodes of a cluster as they fit, or spread over them."""
+    """The workers of a trial on as few nodes of a cluster as they fit, or spread over them. Trials of one worker go
+    where Ray has room."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

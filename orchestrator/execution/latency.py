@@ -59,6 +59,11 @@ class LatencyCache:
         self._others: dict[str, str] = {}
         """Nodes whose device is of another kind, and which."""
 
+    def knows(self, model: ModelConfig) -> bool:
+        """Whether an architecture is measured, or is known to be beyond that."""
+        name = architecture_hash(model)
+        return name in self._known or name in self._errors
+
     def latency_ms(self, model: ModelConfig) -> float | None:
         """Median per image at the first batch size, in milliseconds; None when it could not be measured."""
         measured = self._known.get(architecture_hash(model))

@@ -1,8 +1,9 @@
-"""How a job is trained: the one seam where `lsmha.training` meets the orchestration."""
+"""How jobs are trained, epoch by epoch: the one seam where `lsmha.training` meets the orchestration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -10,15 +11,15 @@ from lsmha.data import Dataset
 from lsmha.devices.hardware import UtilizationMeter
 from lsmha.errors import DivergenceError, LsmhaError, MemoryShortageError
 from lsmha.io.paths import RunPath
-from lsmha.training import EpochMetrics, StackedTrainer, TrainState, train
+from lsmha.training import StackedTrainer, Trainer, TrainState
 from lsmha.training.memory import free_memory
 from lsmha.training.saved import save_logits, save_model
 from orchestrator.execution.training_job import (
     Completed,
     EpochEnded,
-    EventCallback,
     Failed,
     Metrics,
+    TrainingEvent,
     TrainingJob,
     TrainingResult,
     Warned,
@@ -26,73 +27,91 @@ from orchestrator.execution.training_job import (
 from orchestrator.failures import failure_of
 
 
-def run_job(job: TrainingJob, dataset: Dataset, *, device: torch.device, threads: int, on_event: EventCallback) -> None:
-    """Train one configuration; tell each epoch, and that it is completed or has failed.
+def train_jobs(
+    jobs: Sequence[TrainingJob], dataset: Dataset, *, device: torch.device, threads: int
+) -> Iterator[list[TrainingEvent]]:
+    """Train jobs, those that differ by their seeds alone together where that is possible, else one after another.
 
-    Failures that are foreseen, and come again however often a run is tried (divergence, settings that do not fit), are
-    told; other exceptions propagate.
+    Yields what happened, after each epoch, the last time with the end of the last job. Failures that are foreseen, and
+    come again however often a run is tried (divergence, settings that do not fit), are told; other exceptions
+    propagate.
     """
     _prepare(device, threads)
+    if len(jobs) > 1 and (stack := _stack_of(jobs, dataset, device)) is not None:
+        yield from _train_stack(stack, jobs, device)
+        return
+    for job in jobs:
+        _prepare(device, threads)
+        yield from _train_one(job, dataset, device)
+
+
+def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iterator[list[TrainingEvent]]:
     utilization = UtilizationMeter(device)
-
-    def on_epoch_end(state: TrainState, metrics: EpochMetrics) -> None:
-        if state.ranks.leads:
-            state.save(job.checkpoint)
-        on_event(EpochEnded(job.id, metrics.asdict(), _peak_memory_gib(device), utilization.read()))
-
+    events: list[TrainingEvent] = []
     try:
-        trained = train(
-            job.model,
-            job.train,
-            dataset,
-            device=device,
-            on_epoch_end=on_epoch_end,
-            resume_from=job.checkpoint,
-            on_damage=lambda damage: on_event(Warned(job.id, damage)),
-            memory=free_memory(device),
-        )
+        trainer = Trainer(job.model, job.train, dataset, device=device, memory=free_memory(device))
+        trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
+        state = trainer.state
+        while state.epoch < job.train.epochs:
+            if any(isinstance(event, EpochEnded) for event in events):
+                yield events
+                events = []
+            metrics = trainer.run_epoch()
+            if state.ranks.leads:
+                state.save(job.checkpoint)
+            events.append(EpochEnded(job.id, metrics.asdict(), _peak_memory_gib(device), utilization.read()))
     except LsmhaError as error:
-        on_event(Failed(job.id, failure_of(error)))
+        events.append(Failed(job.id, failure_of(error)))
     else:
-        on_event(Completed(job.id, _result(trained, job)))
+        events.append(Completed(job.id, _result(state, job)))
+    yield events
 
 
-def run_seed_group(
-    jobs: Sequence[TrainingJob], dataset: Dataset, *, device: torch.device, threads: int, on_event: EventCallback
-) -> bool:
-    """Train jobs that differ by their seeds alone, together, and tell for each what `run_job` tells.
-
-    Returns:
-        Whether it did: not if they were broken off at different epochs, or the memory is too small for all of them.
-    """
-    _prepare(device, threads)
-    utilization = UtilizationMeter(device)
+def _stack_of(jobs: Sequence[TrainingJob], dataset: Dataset, device: torch.device) -> _Stack | None:
+    """Jobs that differ by their seeds alone, to be trained together; None where they were broken off at different
+    epochs, or the memory is too small for all of them."""
     seeds = [job.train.seed for job in jobs]
-    memory = free_memory(device)
     try:
-        stack = StackedTrainer(jobs[0].model, jobs[0].train, seeds, dataset, device=device, memory=memory)
+        trainer = StackedTrainer(
+            jobs[0].model, jobs[0].train, seeds, dataset, device=device, memory=free_memory(device)
+        )
     except MemoryShortageError:
-        return False
-    warn = [lambda damage, job=job: on_event(Warned(job.id, damage)) for job in jobs]
-    if not stack.resume([job.checkpoint for job in jobs], on_damage=warn):
-        return False
+        return None
+    damages: list[TrainingEvent] = []
+    warn = [lambda damage, job=job: damages.append(Warned(job.id, damage)) for job in jobs]
+    resumed = trainer.resume([job.checkpoint for job in jobs], on_damage=warn)
+    return _Stack(trainer, damages) if resumed else None
+
+
+class _Stack(NamedTuple):
+    trainer: StackedTrainer
+    damages: list[TrainingEvent]
+    """What was met when it was resumed."""
+
+
+def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.device) -> Iterator[list[TrainingEvent]]:
+    trainer, events = stack
+    utilization = UtilizationMeter(device)
     failed: set[str] = set()
-    while stack.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs):
-        outcomes = stack.run_epoch()
+    while trainer.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs):
+        if any(isinstance(event, EpochEnded) for event in events):
+            yield events
+            events = []
+        outcomes = trainer.run_epoch()
         memory_gib, busy = _peak_memory_gib(device), utilization.read()
-        for job, state, outcome in zip(jobs, stack.states, outcomes, strict=True):
+        for job, state, outcome in zip(jobs, trainer.states, outcomes, strict=True):
             if job.id in failed:
                 continue
             if isinstance(outcome, DivergenceError):
                 failed.add(job.id)
-                on_event(Failed(job.id, failure_of(outcome)))
+                events.append(Failed(job.id, failure_of(outcome)))
             else:
                 state.save(job.checkpoint)
-                on_event(EpochEnded(job.id, outcome.asdict(), memory_gib, busy))
-    for job, state in zip(jobs, stack.states, strict=True):
+                events.append(EpochEnded(job.id, outcome.asdict(), memory_gib, busy))
+    for job, state in zip(jobs, trainer.states, strict=True):
         if job.id not in failed:
-            on_event(Completed(job.id, _result(state, job)))
-    return True
+            events.append(Completed(job.id, _result(state, job)))
+    yield events
 
 
 def _prepare(device: torch.device, threads: int) -> None:

@@ -1,6 +1,6 @@
 """A training run as it travels to a worker, and what a worker tells of it.
 
-All of these are plain enough to be unpickled where neither torch nor Ray is loaded: the job queue has neither.
+All of these are plain enough to be unpickled where neither torch nor Ray is loaded.
 """
 
 from __future__ import annotations

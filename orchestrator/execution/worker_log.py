@@ -1,6 +1,6 @@
 """What a worker process shows of the job that it does: lines in its log, and its name.
 
-A worker does many jobs in one Ray task, so the names that Ray gives say nothing of trials. The log is in Ray's
+A worker does many jobs, so the names that Ray gives say nothing of trials. The log is in Ray's
 dashboard, and in `logs/worker-*.out` of its session on the node; the name is in the dashboard's list of workers, and in
 `ps`.
 """
@@ -18,10 +18,9 @@ from orchestrator.execution.training_job import Completed, EpochEnded, Failed, S
 
 
 @contextmanager
-def log_job(job_id: str) -> Iterator[None]:
-    """Log the job's start, and the exception that ends it; meanwhile the process is called like `ray::train:t0007`."""
+def shown_as(job_id: str) -> Iterator[None]:
+    """Log the exception that ends a job; meanwhile the process is called like `ray::TrainingTrial.train:t0007`."""
     with _process_called(job_id):
-        log(job_id, "started")
         try:
             yield
         except BaseException as error:

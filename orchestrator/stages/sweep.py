@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 import ray
+from typing_extensions import Self
 
 from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset
 from lsmha.models import model_cost
 from orchestrator.cluster.capacity import Capacity, concurrent_trials
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
+from orchestrator.execution.engine import TuneEngine
 from orchestrator.execution.latency import LatencyCache
 from orchestrator.execution.training_job import TrainingJob
-from orchestrator.execution.worker_pool import WorkerPool
 from orchestrator.failures import Failure
 from orchestrator.reporting.artifacts import write_tracebacks
 from orchestrator.reporting.metrics import SweepMetrics
@@ -35,7 +36,7 @@ from orchestrator.stages.space_latency import measured_first
 
 
 class Sweep:
-    """One run of the stages over a ledger, on a cluster that Ray is connected to.
+    """One run of the stages over a ledger, on a cluster that Ray is connected to; a context that ends what it started.
 
     Each stage does what the ledger, in which a session has begun, does not have yet. So a sweep goes on after a break
     by going through them again.
@@ -57,7 +58,7 @@ class Sweep:
         assert ledger.fingerprint is not None
         self._data = ledger.fingerprint.data
         self._arrays = ray.put(dataset.to_arrays())
-        self._pool = WorkerPool(self._arrays, storage=ledger.folder / "ray")
+        self._engine = TuneEngine(self._arrays, storage=ledger.folder / "ray")
         self._tables_due = time.monotonic()
         self._latencies = LatencyCache(
             config.latency,
@@ -69,13 +70,19 @@ class Sweep:
         self.committees_formed = True
         """False if the committees could not be formed."""
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._engine.close(abandon=kind is not None)
+
     def measure_space(self) -> None:
         """Measure the latency of the whole space, where it is small enough and there is still a trial to train."""
         if len(self.ledger.trials) >= num_trials(self.config, self.space):
             return
-        models = [
-            model for model in measured_first(self.config, self.space) if self._latencies.latency_ms(model) is None
-        ]
+        models = [model for model in measured_first(self.config, self.space) if not self._latencies.knows(model)]
         if models:
             self.progress.stage("latency", len(models), unit="architectures")
             self._latencies.measure(models, on_progress=lambda done, _: self.progress.reached(done))
@@ -102,6 +109,7 @@ class Sweep:
         metrics = [objective.metric for objective in self.config.objectives]
         if self.config.latency.rounds == 1 or "latency_ms" not in metrics:
             return
+        self._engine.release()
         errors: dict[str, str] = {}
         while new := {
             record.architecture: self.space.build(record.point)[0]
@@ -136,6 +144,7 @@ class Sweep:
         for record in ended:
             self.progress.was_ended(record)
         self._train(entries, resources=self.config.finalist_resources())
+        self._engine.close()
 
     def analyze_finalists(self) -> None:
         """Read out of every trained finalist what its heads, nodes and filters recognize."""
@@ -194,7 +203,9 @@ class Sweep:
             if self.ledger.ended(run_id, key) is None:
                 job = TrainingJob(run_id, proposal.model, proposal.train, self.ledger.checkpoint_path(run_id))
                 left.append((job, key, proposal.point))
-        self._latencies.measure((job.model for job, _, _ in left), on_progress=self.progress.measuring)
+        if not all(self._latencies.knows(job.model) for job, _, _ in left):
+            self._engine.release()  # a measurement claims its device, and so do actors that wait for the next trial
+            self._latencies.measure((job.model for job, _, _ in left), on_progress=self.progress.measuring)
         entries, unmeasured = {}, {}
         for job, key, point in left:
             latency = KnownLatency(architecture_hash(job.model), self._latencies.latency_ms(job.model))
@@ -224,7 +235,7 @@ class Sweep:
         if entries:  # those that failed have left it
             jobs = longest_first(entry.job for entry in entries.values())
             concurrency = concurrent_trials(resources, self.capacity)
-            self._pool.train(jobs, recorder, resources=resources, concurrency=concurrency)
+            self._engine.train(jobs, recorder, resources=resources, concurrency=concurrency)
 
     def _key(self, model: ModelConfig, train: TrainConfig) -> str:
         return training_hash(model, train, self._data)

@@ -195,7 +195,7 @@ def test_two_workers_train_one_trial_after_the_other(cli: Cli, space_file: Space
     succeeded(cli("run", spec, "--out", run))
     rows = table(run, "trials")[["id", "status", "workers", "epochs"]].to_dict("records")
     assert rows == [{"id": f"t000{number}", "status": "completed", "workers": 2, "epochs": 1} for number in range(3)]
-    assert len(list((run / "ray").glob("worker-*"))) == 1  # the ranks stayed for all three
+    assert len(list((run / "ray").glob("ranks-*"))) == 1  # the ranks stayed for all three
 
 
 def test_a_configuration_that_diverges_fails_alone(cli: Cli, space_file: SpaceFile, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_loader_share(tmp_path: Path) -> None:
 
 
 def test_trial_memory(tmp_path: Path) -> None:
-    stranger = [sys.executable, "-c", "import time; time.sleep(300)", "ray::train: of another sweep"]
+    stranger = [sys.executable, "-c", "import time; time.sleep(300)", "ray::TrainingTrial: of another sweep"]
     with running(stranger, tmp_path / "stranger.log", env={}):
         content = run("trial_memory", "--images", "2000", "--workers", "2", out=tmp_path / "memory")
     first, second = content["results"]

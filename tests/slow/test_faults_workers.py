@@ -48,7 +48,7 @@ def test_a_worker_killed_from_outside(sweep: Callable[..., Sweep], reference: Re
     survivor = sweep()
     session = survivor.start()
     session.wait_until(lambda: list((survivor.run / "checkpoints").glob("t*.pt")))
-    for process in own_processes("ray::train"):
+    for process in own_processes("ray::TrainingTrial"):
         os.kill(process, signal.SIGKILL)
     ended = session.wait()
     assert ended.code == 0, ended
@@ -117,7 +117,7 @@ def test_a_trial_without_a_result_fails_alone(sweep: Callable[..., Sweep]) -> No
             assert content["failure"] == {"exception": "unexpected", "kill": "worker"}.get(kind, "metrics")
     (fault,) = (partial.run / "tracebacks").iterdir()
     assert fault.stem == next(name for name, kind in spoilt.items() if kind == "exception")
-    assert "run_job_and_spoil" in fault.read_text()
+    assert "train_jobs_and_spoil" in fault.read_text()
     assert f"{fault.stem} failed by an error that lsmha-sweep did not foresee" in ended.output
     assert {row["id"] for row in table(partial.run, "front")} <= found.keys() - spoilt.keys()
     assert_study_holds(partial.run)

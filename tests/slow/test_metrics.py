@@ -178,10 +178,10 @@ def test_rates_are_those_of_epochs_and_end_with_the_run(watched: Watched) -> Non
     assert total[-1] == 0
 
 
-def test_the_log_of_a_workers_task_has_its_trials(watched: Watched) -> None:
-    filters = {"filter_keys": "name", "filter_predicates": "=", "filter_values": "train"}
-    workers = json.loads(_asked(watched, "tasks", **filters))["data"]["result"]["result"]
-    logs = [_asked(watched, "logs/file", task_id=worker["task_id"], suffix="out", lines=-1) for worker in workers]
+def test_the_log_of_a_workers_actor_has_its_trials(watched: Watched) -> None:
+    filters = {"filter_keys": "class_name", "filter_predicates": "=", "filter_values": "TrainingTrial"}
+    workers = json.loads(_asked(watched, "actors", **filters))["data"]["result"]["result"]
+    logs = [_asked(watched, "logs/file", actor_id=worker["actor_id"], suffix="out", lines=-1) for worker in workers]
     ended = records(watched.run, "trials") | records(watched.run, "finalists")
     for name in ended:
         (log,) = (log for log in logs if f" {name}: started" in log)
@@ -192,7 +192,7 @@ def test_the_log_of_a_workers_task_has_its_trials(watched: Watched) -> None:
             "completed",
         ]
     with pytest.raises(HTTPError, match="403"):
-        _asked(watched._replace(token="guessed" * 8), "tasks")
+        _asked(watched._replace(token="guessed" * 8), "actors")
 
 
 def _counts(prometheus: Prometheus, stage: str) -> dict[str, float]:

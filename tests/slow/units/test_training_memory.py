@@ -21,8 +21,8 @@ from lsmha.training import TrainState, memory
 from lsmha.training.memory import fitting_plan, free_memory, inference_memory, training_memory
 from lsmha.training.optimization import build_optimizer
 from orchestrator.execution import training
-from orchestrator.execution.training import run_job
-from orchestrator.execution.training_job import Failed, TrainingEvent, TrainingJob
+from orchestrator.execution.training import train_jobs
+from orchestrator.execution.training_job import Failed, TrainingJob
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(img_size=32, num_classes=10, embed_dim=32, depth=2, num_heads=8, attn_drop=0.0, drop_path=0.0)
@@ -134,10 +134,8 @@ def test_a_trainer_takes_the_way_that_fits_or_none() -> None:
 
 def test_a_trial_that_cannot_fit_fails_with_that_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "free_memory", lambda device: 1000)
-    events: list[TrainingEvent] = []
     job = TrainingJob("t0000", tiny_model(), tiny_recipe(), tmp_path / "t0000.pt")
-    run_job(job, tiny_dataset(), device=CPU, threads=1, on_event=events.append)
-    (event,) = events
+    ((event,),) = train_jobs([job], tiny_dataset(), device=CPU, threads=1)
     assert isinstance(event, Failed)
     assert event.failure.kind == "memory"
     assert event.failure.reason.startswith("MemoryShortageError: a training step needs")

@@ -15,7 +15,7 @@ from lsmha.errors import ConfigurationError, DamagedFileError, DivergenceError, 
 from orchestrator.commands.status import show_status
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.execution import training
-from orchestrator.execution.training import run_job
+from orchestrator.execution.training import train_jobs
 from orchestrator.execution.training_job import Failed, TrainingEvent, TrainingJob
 from orchestrator.failures import failure_of
 from orchestrator.reporting.artifacts import write_artifacts
@@ -71,11 +71,10 @@ def test_training_tells_what_it_foresaw_and_lets_the_rest_pass(tmp_path: Path, m
         def fail(*_: Any, **__: Any) -> None:
             raise error
 
-        monkeypatch.setattr(training, "train", fail)
-        events: list[TrainingEvent] = []
+        monkeypatch.setattr(training, "Trainer", fail)
         job = TrainingJob("t0000", tiny_model(), tiny_recipe(), tmp_path / "t0000.pt")
-        run_job(job, tiny_dataset(), device=training.torch.device("cpu"), threads=1, on_event=events.append)
-        return events
+        epochs = train_jobs([job], tiny_dataset(), device=training.torch.device("cpu"), threads=1)
+        return [event for events in epochs for event in events]
 
     (event,) = run(DivergenceError("loss is nan"))
     assert isinstance(event, Failed)

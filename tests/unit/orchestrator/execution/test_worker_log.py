@@ -7,8 +7,8 @@ import re
 import pytest
 from ray import _raylet
 
-from orchestrator.execution.training_job import Completed, EpochEnded, Failed, TrainingResult, Warned
-from orchestrator.execution.worker_log import log_event, log_job
+from orchestrator.execution.training_job import Completed, EpochEnded, Failed, Started, TrainingResult, Warned
+from orchestrator.execution.worker_log import log_event, shown_as
 from orchestrator.failures import Failure
 
 
@@ -25,7 +25,8 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> None:
     metrics = {"epoch": 1, "val_accuracy": 0.123456, "images_per_s": "not a\nnumber"}
     curve = ({"epoch": 1}, {"epoch": 2, "val_loss": 1.0})
-    with log_job("t0007"):
+    with shown_as("t0007"):
+        log_event(Started("t0007"))
         log_event(EpochEnded("t0007", metrics, gpu_memory_gib=1.5, utilization=0.5))
         log_event(Warned("t0007", "a file\nis damaged"))
         log_event(Completed("t0007", TrainingResult(curve, "fp32", "sdpa", "cpu", {"test_accuracy": 0.5})))
@@ -44,7 +45,7 @@ def test_the_process_is_called_by_its_job(capsys: pytest.CaptureFixture[str]) ->
     titles = []
 
     def work() -> None:
-        with log_job("t0007"):
+        with shown_as("t0007"):
             titles.append(_raylet.getproctitle())
             raise RuntimeError("no more")
 
@@ -52,7 +53,7 @@ def test_the_process_is_called_by_its_job(capsys: pytest.CaptureFixture[str]) ->
         work()
     assert titles == [f"{title}:t0007"]
     assert _raylet.getproctitle() == title
-    assert lines(capsys) == ["started", "broken off RuntimeError: no more"]
+    assert lines(capsys) == ["broken off RuntimeError: no more"]
 
 
 def test_a_job_goes_on_where_nothing_can_be_logged_or_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,5 +62,5 @@ def test_a_job_goes_on_where_nothing_can_be_logged_or_named(monkeypatch: pytest.
 
     monkeypatch.setattr("builtins.print", full)
     monkeypatch.delattr(_raylet, "setproctitle")
-    with log_job("t0007"):
+    with shown_as("t0007"):
         log_event(EpochEnded("t0007", {}))

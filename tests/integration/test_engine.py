@@ -1,0 +1,74 @@
+"""Ray Tune as the engine: what it keeps warm, what it gives back, and that what is private of it is where we use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from background import wait_for
+from running_sweep import own_processes
+from tiny_data import tiny_dataset, tiny_model, tiny_recipe
+
+from orchestrator.config.sweep import ResourcesConfig
+from orchestrator.execution.engine import TuneEngine
+from orchestrator.execution.training_job import Completed, EpochEnded, Started, TrainingEvent, TrainingJob
+
+ACTOR, RANK = "ray::TrainingTrial", "RayTrainWorker"
+
+
+@pytest.fixture
+def engine(address: str, tmp_path: Path) -> Iterator[TuneEngine]:
+    with TuneEngine(ray.put(tiny_dataset().to_arrays()), storage=tmp_path / "ray") as engine:
+        yield engine
+
+
+def jobs(folder: Path, *names: str, epochs: int = 2) -> list[TrainingJob]:
+    return [TrainingJob(name, tiny_model(), tiny_recipe(epochs=epochs), folder / f"{name}.pt") for name in names]
+
+
+def trained(engine: TuneEngine, work: list[TrainingJob], *, ranks: int = 1, at_a_time: int = 2) -> list[TrainingEvent]:
+    events: list[TrainingEvent] = []
+    resources = ResourcesConfig(workers_per_trial=ranks, cpus_per_trial=ranks)
+    engine.train(work, events.append, resources=resources, concurrency=at_a_time)
+    return events
+
+
+def wait_for_free_cpus(number: int) -> None:
+    wait_for(lambda: ray.available_resources().get("CPU", 0.0) == number, f"{number} free CPU(s)", 20)
+
+
+def test_each_job_is_told_from_its_start_to_its_end(engine: TuneEngine, tmp_path: Path) -> None:
+    events = trained(engine, jobs(tmp_path, "a", "b", "c"))
+    for name in "abc":
+        kinds = [type(event) for event in events if event.job_id == name]
+        assert kinds == [Started, EpochEnded, EpochEnded, Completed]
+
+
+def test_actors_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: Path) -> None:
+    trained(engine, jobs(tmp_path, "a", "b"))
+    warm = own_processes(ACTOR)
+    assert len(warm) == 2
+    trained(engine, jobs(tmp_path, "c", "d"))
+    assert own_processes(ACTOR) == warm
+    wait_for_free_cpus(0)
+    engine.release()
+    wait_for_free_cpus(2)
+    engine.release()  # which finds nothing
+    trained(engine, jobs(tmp_path, "e"))
+    engine.close()
+    wait_for_free_cpus(2)
+
+
+def test_ranks_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: Path) -> None:
+    events = trained(engine, jobs(tmp_path, "a", "b"), ranks=2, at_a_time=1)
+    assert [type(event) for event in events] == [Started, EpochEnded, EpochEnded, Completed] * 2
+    warm = own_processes(RANK)
+    assert len(warm) == 2
+    trained(engine, jobs(tmp_path, "c"), ranks=2, at_a_time=1)
+    assert own_processes(RANK) == warm
+    trained(engine, jobs(tmp_path, "d"))  # which needs what the ranks hold
+    wait_for(lambda: not own_processes(RANK), "the end of the ranks", 10)
+    engine.close()
+    wait_for_free_cpus(2)
