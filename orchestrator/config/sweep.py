@@ -345,6 +345,10 @@ class SweepConfig(RunConfig):
         """Whether latency is measured on a GPU: by default where trials train on one."""
         return self.latency.device == "cuda" or (self.latency.device == "auto" and self.resources.gpus > 0)
 
+    def seeks_low_latency(self) -> bool:
+        """Whether latency is one of the objectives."""
+        return any(objective.metric == "latency_ms" for objective in self.objectives)
+
     def finalist_resources(self) -> ResourcesConfig:
         """What one finalist's training run takes."""
         return self.finalists.resources or self.resources

@@ -24,7 +24,15 @@ from typing_extensions import Self
 from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.retry_policy import MAX_ATTEMPTS, Decision, decide
-from orchestrator.execution.training_job import Completed, EventCallback, Failed, TrainingEvent, TrainingJob, Warned
+from orchestrator.execution.training_job import (
+    Completed,
+    EventCallback,
+    Failed,
+    TrainingEvent,
+    TrainingJob,
+    Warned,
+    joint_name,
+)
 from orchestrator.execution.trial import TrainingTrial
 from orchestrator.execution.tune_parts import (
     FitEnded,
@@ -225,7 +233,7 @@ class TuneEngine:
 
 
 def _name_of(trial: tune.experiment.Trial) -> str:
-    return "+".join(job.id for job in trial.config["jobs"])
+    return joint_name(trial.config["jobs"])
 
 
 def _lost_node(failure: Exception, nodes: list[str]) -> str | None:

@@ -79,11 +79,7 @@ class LatencyCache:
         Raises:
             UserError: No node has the device that was asked for, or that earlier sessions of the run measured on.
         """
-        wanted = {
-            name: latency_relevant(model)
-            for model in models
-            if (name := architecture_hash(model)) not in self._known and name not in self._errors
-        }
+        wanted = {architecture_hash(model): latency_relevant(model) for model in models if not self.knows(model)}
         pending = {self._start(_measure, model.model_dump_json()): model for model in wanted.values()}
         while pending:
             on_progress(len(wanted) - len(pending), len(wanted))

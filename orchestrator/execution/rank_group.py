@@ -23,7 +23,7 @@ from lsmha.io.paths import RunPath, is_remote
 from orchestrator.cluster.connect import on_this_node
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.training import train_jobs
-from orchestrator.execution.training_job import Completed, Failed, TrainingEvent, TrainingJob
+from orchestrator.execution.training_job import TrainingEvent, TrainingJob, ended_by, joint_name
 from orchestrator.execution.worker_log import log, log_event, shown_as
 
 
@@ -63,7 +63,7 @@ class RankGroup:
         unfinished = {job.id for job in jobs}
         while unfinished:
             events = self._answer(self._mailbox.next_events.remote())
-            unfinished -= {event.job_id for event in events if isinstance(event, Completed | Failed)}
+            unfinished -= ended_by(events)
             yield events
 
     def close(self) -> None:
@@ -180,9 +180,9 @@ def work_as_rank(config: dict[str, Any]) -> None:
     number = 0
     while (jobs := ray.get(mailbox.round.remote(number))) is not None:
         number += 1
-        with shown_as("+".join(job.id for job in jobs)):
+        with shown_as(joint_name(jobs)):
             if leads:
-                log("+".join(job.id for job in jobs), "started")
+                log(joint_name(jobs), "started")
             for events in train_jobs(
                 jobs, dataset, device=get_device(), threads=resources.cpus_per_trial // resources.workers_per_trial
             ):

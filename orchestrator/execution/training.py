@@ -53,13 +53,13 @@ def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iter
         trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
         state = trainer.state
         while state.epoch < job.train.epochs:
-            if any(isinstance(event, EpochEnded) for event in events):
-                yield events
-                events = []
             metrics = trainer.run_epoch()
             if state.ranks.leads:
                 state.save(job.checkpoint)
             events.append(EpochEnded(job.id, metrics.asdict(), _peak_memory_gib(device), utilization.read()))
+            if state.epoch < job.train.epochs:  # the last one is told with the end
+                yield events
+                events = []
     except LsmhaError as error:
         events.append(Failed(job.id, failure_of(error)))
     else:
@@ -93,10 +93,11 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
     trainer, events = stack
     utilization = UtilizationMeter(device)
     failed: set[str] = set()
-    while trainer.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs):
-        if any(isinstance(event, EpochEnded) for event in events):
-            yield events
-            events = []
+
+    def goes_on() -> bool:
+        return trainer.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs)
+
+    while goes_on():
         outcomes = trainer.run_epoch()
         memory_gib, busy = _peak_memory_gib(device), utilization.read()
         for job, state, outcome in zip(jobs, trainer.states, outcomes, strict=True):
@@ -108,6 +109,9 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
             else:
                 state.save(job.checkpoint)
                 events.append(EpochEnded(job.id, outcome.asdict(), memory_gib, busy))
+        if goes_on():
+            yield events
+            events = []
     for job, state in zip(jobs, trainer.states, strict=True):
         if job.id not in failed:
             events.append(Completed(job.id, _result(state, job)))

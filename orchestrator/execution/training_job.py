@@ -5,7 +5,7 @@ All of these are plain enough to be unpickled where neither torch nor Ray is loa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,3 +101,13 @@ TrainingEvent = Started | EpochEnded | Warned | Completed | Failed
 
 EventCallback = Callable[[TrainingEvent], None]
 """Told what happens to jobs, in order."""
+
+
+def joint_name(jobs: Iterable[TrainingJob]) -> str:
+    """What jobs that are trained together are called, in logs, by processes and by Ray Tune: `t0007-s0+t0007-s1`."""
+    return "+".join(job.id for job in jobs)
+
+
+def ended_by(events: Iterable[TrainingEvent]) -> set[str]:
+    """Ids of the jobs that these events end."""
+    return {event.job_id for event in events if isinstance(event, Completed | Failed)}

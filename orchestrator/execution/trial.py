@@ -15,7 +15,7 @@ from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.rank_group import RankGroup, place_of_leader
 from orchestrator.execution.training import train_jobs
-from orchestrator.execution.training_job import Completed, Failed, Started, TrainingEvent, TrainingJob
+from orchestrator.execution.training_job import Started, TrainingEvent, TrainingJob, ended_by, joint_name
 from orchestrator.execution.worker_log import log, log_event, shown_as
 
 
@@ -68,7 +68,7 @@ class TrainingTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Start, or train an epoch."""
-        with shown_as("+".join(job.id for job in self._jobs)):
+        with shown_as(joint_name(self._jobs)):
             return self._start() if self._epochs is None else self._epoch()
 
     def cleanup(self) -> None:
@@ -90,8 +90,7 @@ class TrainingTrial(tune.Trainable):
                 threads=self._resources.cpus_per_trial,
             )
             where = {"nodes": [ray.get_runtime_context().get_node_id()]}
-        if self._group is None:
-            log("+".join(job.id for job in self._jobs), "started")
+            log(joint_name(self._jobs), "started")
         return {"events": [Started(job.id) for job in self._jobs], **where}
 
     def _epoch(self) -> dict[str, Any]:
@@ -100,7 +99,7 @@ class TrainingTrial(tune.Trainable):
         if self._group is None:  # whose ranks log for themselves
             for event in events:
                 log_event(event)
-        self._unfinished -= {event.job_id for event in events if isinstance(event, Completed | Failed)}
+        self._unfinished -= ended_by(events)
         return {"events": events, "done": not self._unfinished}
 
 

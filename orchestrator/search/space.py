@@ -139,12 +139,13 @@ class SearchSpace:
     def models_at_ends(self) -> Iterator[tuple[ModelConfig, ModelConfig]]:
         """The network of each of `points`: with all continuous dimensions at their low ends, and at their high ends."""
         continuous = {name: d for name, d in self.dimensions.items() if isinstance(d, FloatRange)}
+
+        def at(end: str, point: Point) -> ModelConfig:
+            return self.build(self.canonical({**point, **{name: getattr(d, end) for name, d in continuous.items()}}))[0]
+
         for point in self.points:
-            low, high = (
-                self.build(self.canonical({**point, **{name: getattr(d, end) for name, d in continuous.items()}}))[0]
-                for end in ("low", "high")
-            )
-            yield low, high
+            low = at("low", point)
+            yield low, at("high", point) if continuous else low
 
     def key(self, point: Point) -> PointKey:
         """What tells this point from others."""

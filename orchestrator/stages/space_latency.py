@@ -11,13 +11,13 @@ from orchestrator.search.space import SearchSpace
 def measured_first(config: SweepConfig, space: SearchSpace) -> list[ModelConfig]:
     """All architectures of the space, each once, where latency is an objective and there are at most
     `latency.measure_first` of them; else none."""
-    if all(objective.metric != "latency_ms" for objective in config.objectives):
+    if not config.seeks_low_latency():
         return []
     found: dict[str, ModelConfig] = {}
     for low, high in space.models_at_ends():
         name = architecture_hash(low)
         found.setdefault(name, low)
         # Of a continuous dimension that latency depends on there is no end.
-        if architecture_hash(high) != name or len(found) > config.latency.measure_first:
+        if (high is not low and architecture_hash(high) != name) or len(found) > config.latency.measure_first:
             return []
     return list(found.values())

@@ -106,8 +106,7 @@ class Sweep:
 
     def measure_front(self) -> None:
         """Measure the latency of all on the front beside one another, in rounds, until no other trial comes to it."""
-        metrics = [objective.metric for objective in self.config.objectives]
-        if self.config.latency.rounds == 1 or "latency_ms" not in metrics:
+        if self.config.latency.rounds == 1 or not self.config.seeks_low_latency():
             return
         self._engine.release()
         errors: dict[str, str] = {}
