@@ -138,7 +138,16 @@ class WarmScheduler(FIFOScheduler):
         self._kept[place] = wanted
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None by name: Ray Tune starts those that are pending, in order, without a walk through all that ever were."""
+        """None by name: Ray Tune starts those that are pending, in order, without a walk through all that ever were.
+
+        It would also give a trial whose own actor is just starting one that has become free, and end the other: while
+        trials are short, the few actors that were there first would do all the work. Such a trial keeps its own; one
+        whose actor has no place yet takes what is free.
+        """
+        controller = self.controller
+        actor_of, has_place = controller._trial_to_actor, controller._actor_manager.is_actor_started
+        for waiting in controller._resources_to_pending_trials.values():
+            waiting -= {trial for trial in waiting if trial in actor_of and has_place(actor_of[trial])}
 
 
 def release_actors(controller: Any, *, within_s: float = 20.0) -> None:

@@ -61,6 +61,14 @@ def test_actors_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: 
     wait_for_free_cpus(2)
 
 
+def test_an_actor_that_is_starting_is_not_given_up_for_a_warm_one(engine: TuneEngine, tmp_path: Path) -> None:
+    trained(engine, jobs(tmp_path, "a"), at_a_time=1)
+    warm = own_processes(ACTOR)
+    assert len(warm) == 1
+    trained(engine, jobs(tmp_path, "b", "c", epochs=1))  # of which the warm one trains the first, and then is free
+    assert {*warm} < {*own_processes(ACTOR)}
+
+
 def test_ranks_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: Path) -> None:
     events = trained(engine, jobs(tmp_path, "a", "b"), ranks=2, at_a_time=1)
     assert [type(event) for event in events] == [Started, EpochEnded, EpochEnded, Completed] * 2
