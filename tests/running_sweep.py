@@ -321,7 +321,7 @@ def assert_study_holds(run: Path) -> None:
     study = optuna.load_study(
         study_name=SWEEP["name"], storage=JournalStorage(JournalFileBackend(str(run / "study.journal")))
     )
-    states = {"completed": TrialState.COMPLETE, "failed": TrialState.FAIL}
+    states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
     recorded = [(name, states[record.content["status"]]) for name, record in records(run, "trials").items()]
     assert [(trial.user_attrs["id"], trial.state) for trial in study.trials] == recorded
 

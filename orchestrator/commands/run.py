@@ -139,7 +139,7 @@ class _SweepEnding:
 
     def _say_what_failed(self) -> None:
         ledger = self.ledger
-        failed = [record for record in [*ledger.trials, *ledger.finalists] if not record.completed]
+        failed = [record for record in [*ledger.trials, *ledger.finalists] if record.failed]
         if failed:
             self.terminal.insist(f"{len(failed)} training run(s) failed: see `lsmha-sweep status {ledger.folder}`")
         unexpected = [record.id for record in failed if record.failure == "unexpected"]

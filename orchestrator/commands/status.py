@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from lsmha.io.paths import RunPath
-from orchestrator.reporting.summary import front_hypervolume
+from orchestrator.reporting.summary import count_by_status, front_hypervolume
 from orchestrator.run_folder.committee_rows import ScoredCommittee
 from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import TrialRecord
 from orchestrator.run_folder.status_file import describe_stage
 from orchestrator.search.space import describe_point
 from orchestrator.terminal import Terminal
@@ -23,10 +24,9 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
         ("trials", ledger.trials, f"of at most {ledger.config.search.num_trials}"),
         ("finalist runs", ledger.finalists, ""),
     ):
-        completed = sum(record.completed for record in records)
-        lines.append(" ".join(f"{title}: {completed} completed, {len(records) - completed} failed {planned}".split()))
+        lines.append(" ".join(f"{title}: {_counted(records)} {planned}".split()))
         for record in records:
-            if not record.completed:
+            if record.failed:
                 lines.append(_failed(record.id, record.error, record.traceback, f"{record.id}.txt"))
     if ledger.analyses:
         failures = {run_id: record.failure for run_id, record in ledger.analyses.items() if record.failure is not None}
@@ -44,6 +44,11 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
         volume = front_hypervolume(ledger)
         lines.append(f"front: {len(front)} configurations" + (f", hypervolume {volume['value']:.4g}" if volume else ""))
     terminal.say("\n".join(lines))
+
+
+def _counted(records: list[TrialRecord]) -> str:
+    counts = count_by_status(records)
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status != "stopped")
 
 
 def _failed(run_id: str, reason: str | None, traceback: str | None, file: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -122,6 +123,16 @@ class SearchConfig(Config):
     least 4 and at most 10 (nsga2: 50)."""
     points_to_evaluate: tuple[dict[str, Scalar], ...] = Field((), strict=False)
     """Points to try first, each with a value for every dimension of the space."""
+    scheduler: Literal["fifo", "asha", "median"] = "fifo"
+    """Which of Ray Tune's schedulers ends trials before their last epoch, where the one objective is `val_accuracy` or
+    `val_loss`: `asha` keeps the best of those that got as far (asynchronous successive halving), `median` those that
+    are better than the median, `fifo` all."""
+    grace_epochs: int | None = Field(None, ge=1)
+    """asha and median end no trial before it has done so many. By default those of the warm-up, at least 1."""
+    reduction_factor: int = Field(4, ge=2)
+    """asha: one in so many goes on at each rung; rungs are so many times as many epochs apart."""
+    min_samples: int = Field(3, ge=1)
+    """median: a trial is compared with so many others at least."""
     suggestion_batch: int = Field(8, ge=1)
     """Suggestions that are made at a time, before any of their results is known: their latency is measured together,
     while no trial trains. At least twice the concurrent trials."""
@@ -310,6 +321,7 @@ class SweepConfig(RunConfig):
             )
         if self.train.mode == "cuda-graph" and not min(self.resources.gpus, self.finalist_resources().gpus):
             raise ValueError("train.mode: must be eager or compiled where trials have no GPU, but got 'cuda-graph'")
+        self._check_early_stopping()
         if self.search.sampler == "grid":
             for name, dimension in self.space.items():
                 if isinstance(dimension, FloatRange):
@@ -332,6 +344,19 @@ class SweepConfig(RunConfig):
                 f"num_trials={self.search.num_trials} for {len(self.finalists.include)} points"
             )
         return self
+
+    def _check_early_stopping(self) -> None:
+        search, metrics = self.search, [objective.metric for objective in self.objectives]
+        if search.scheduler != "fifo" and metrics not in (["val_accuracy"], ["val_loss"]):
+            raise ValueError(
+                f"search.scheduler: must be fifo where the objectives are {' and '.join(metrics)} ({search.scheduler} "
+                f"compares trials by val_accuracy or val_loss alone), but got {search.scheduler!r}"
+            )
+        if search.scheduler != "fifo" and self.grace_epochs() > self.train.epochs:
+            raise ValueError(
+                "search.grace_epochs <= train.epochs must hold, but got "
+                f"search.grace_epochs={search.grace_epochs}, train.epochs={self.train.epochs}"
+            )
 
     def with_startup_of(self, other: SweepConfig) -> SweepConfig:
         """These settings with what the sampler of `other` starts with, unless they say: more trials change nothing of
@@ -362,6 +387,10 @@ class SweepConfig(RunConfig):
             int(cpus) if asked.cpus_per_task is None else asked.cpus_per_task,
             gpus if asked.gpus_per_task is None else asked.gpus_per_task,
         )
+
+    def grace_epochs(self) -> int:
+        """`search.grace_epochs`, or its default."""
+        return self.search.grace_epochs or max(1, math.ceil(self.train.warmup_epochs))
 
     def finalist_epochs(self) -> int:
         """Epochs of a finalist's training run."""

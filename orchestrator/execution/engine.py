@@ -25,12 +25,12 @@ from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.retry_policy import MAX_ATTEMPTS, Decision, decide
 from orchestrator.execution.training_job import (
-    Completed,
     EventCallback,
     Failed,
     TrainingEvent,
     TrainingJob,
     Warned,
+    ended_by,
     joint_name,
 )
 from orchestrator.execution.trial import TrainingTrial
@@ -43,6 +43,7 @@ from orchestrator.execution.tune_parts import (
     WarmScheduler,
 )
 from orchestrator.failures import failure_of
+from orchestrator.search.early_stopping import EarlyStopping
 from orchestrator.storage_errors import storage_error_in
 
 SETTINGS = {
@@ -73,8 +74,8 @@ class _Unfinished:
         for event in events:
             if event.job_id not in self.jobs:
                 continue
-            if isinstance(event, Completed | Failed):
-                del self.jobs[event.job_id]
+            for job_id in ended_by([event]):
+                del self.jobs[job_id]
             self.on_event(event)
 
 
@@ -103,9 +104,15 @@ class TuneEngine:
         self.close(abandon=kind is not None)
 
     def train(
-        self, jobs: Sequence[TrainingJob], on_event: EventCallback, *, resources: ResourcesConfig, concurrency: int
+        self,
+        jobs: Sequence[TrainingJob],
+        on_event: EventCallback,
+        *,
+        resources: ResourcesConfig,
+        concurrency: int,
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
-        """Train the jobs, `concurrency` trials at a time; blocks until each was told as completed or failed.
+        """Train the jobs, `concurrency` trials at a time; blocks until each was told as completed, stopped or failed.
 
         A job whose trial fails with an exception is begun anew, from its last epoch, as `retry_policy` says; when it is
         given up, it is told as failed, and the others go on.
@@ -120,6 +127,7 @@ class TuneEngine:
         unfinished = _Unfinished({job.id: job for job in jobs}, on_event)
         with self._queue.changed:
             self._queue.resources, self._queue.concurrency = resources, concurrency
+            self._queue.early_stopping = early_stopping
             # Stacking saves time on one device; more devices save more.
             self._queue.stacked_seeds = min(resources.stacked_seeds(), math.ceil(len(jobs) / concurrency))
         self._queue.put(jobs)

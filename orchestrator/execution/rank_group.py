@@ -120,6 +120,8 @@ class Mailbox:
         self._nodes: list[str] = []
         self._place: str | None = None
         self._rounds: list[Sequence[TrainingJob] | None] = []
+        self._wanted = 0
+        """Steps of the latest round that were asked for."""
         self._events: asyncio.Queue[list[TrainingEvent]] = asyncio.Queue()
         self._changed = asyncio.Condition()
 
@@ -159,12 +161,23 @@ class Mailbox:
         await self._events.put(events)
 
     async def next_events(self) -> list[TrainingEvent]:
-        """What it said next; waits for it."""
+        """Has the ranks make a step; waits until rank 0 has said what happened."""
+        async with self._changed:
+            self._wanted += 1
+            self._changed.notify_all()
         return await self._events.get()
+
+    async def goes_on(self, number: int, steps: int) -> bool:
+        """Whether the jobs that were put there as `number` get another step after so many; waits until that is known.
+        Every rank hears the same."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._wanted > steps or len(self._rounds) > number + 1)
+        return len(self._rounds) == number + 1
 
     async def _add(self, jobs: Sequence[TrainingJob] | None) -> None:
         async with self._changed:
             self._rounds.append(jobs)
+            self._wanted = 0
             self._changed.notify_all()
 
 
@@ -179,17 +192,20 @@ def work_as_rank(config: dict[str, Any]) -> None:
     dataset = Dataset.from_arrays(ray.get(config["arrays"][0]))
     number = 0
     while (jobs := ray.get(mailbox.round.remote(number))) is not None:
-        number += 1
         with shown_as(joint_name(jobs)):
             if leads:
                 log(joint_name(jobs), "started")
-            for events in train_jobs(
-                jobs, dataset, device=get_device(), threads=resources.cpus_per_trial // resources.workers_per_trial
-            ):
+            threads = resources.cpus_per_trial // resources.workers_per_trial
+            unfinished = {job.id for job in jobs}
+            for steps, events in enumerate(train_jobs(jobs, dataset, device=get_device(), threads=threads), start=1):
                 if leads:
                     for event in events:
                         log_event(event)
                     ray.get(mailbox.tell.remote(events))
+                unfinished -= ended_by(events)
+                if unfinished and not ray.get(mailbox.goes_on.remote(number, steps)):
+                    break
+            number += 1
 
 
 def _storage_settings(folder: RunPath) -> dict[str, Any]:

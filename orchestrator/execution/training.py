@@ -19,6 +19,7 @@ from orchestrator.execution.training_job import (
     EpochEnded,
     Failed,
     Metrics,
+    Resumed,
     TrainingEvent,
     TrainingJob,
     TrainingResult,
@@ -52,6 +53,7 @@ def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iter
         trainer = Trainer(job.model, job.train, dataset, device=device, memory=free_memory(device))
         trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
         state = trainer.state
+        events += _resumed(job, state)
         while state.epoch < job.train.epochs:
             metrics = trainer.run_epoch()
             if state.ranks.leads:
@@ -94,6 +96,9 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
     utilization = UtilizationMeter(device)
     failed: set[str] = set()
 
+    for job, state in zip(jobs, trainer.states, strict=True):
+        events += _resumed(job, state)
+
     def goes_on() -> bool:
         return trainer.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs)
 
@@ -118,6 +123,14 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
     yield events
 
 
+def _resumed(job: TrainingJob, state: TrainState) -> list[TrainingEvent]:
+    return [Resumed(job.id, _curve(state))] if 0 < state.epoch < job.train.epochs else []
+
+
+def _curve(state: TrainState) -> tuple[Metrics, ...]:
+    return tuple(metrics.asdict() for metrics in state.history)
+
+
 def _prepare(device: torch.device, threads: int) -> None:
     if device.type == "cpu":
         torch.set_num_threads(threads)
@@ -134,7 +147,7 @@ def _peak_memory_gib(device: torch.device) -> float:
 def _result(trained: TrainState, job: TrainingJob) -> TrainingResult:
     """What a job has come to, once it is exported."""
     return TrainingResult(
-        curve=tuple(metrics.asdict() for metrics in trained.history),
+        curve=_curve(trained),
         precision=trained.plan.precision,
         attention=trained.plan.attention.training if job.model.has_attention else "none",
         device=trained.device.type,

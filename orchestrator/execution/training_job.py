@@ -61,6 +61,15 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Resumed:
+    """A job goes on from its checkpoint."""
+
+    job_id: str
+    curve: tuple[Metrics, ...]
+    """Of the epochs that it has behind it."""
+
+
+@dataclass(frozen=True)
 class EpochEnded:
     """A job did an epoch."""
 
@@ -90,6 +99,13 @@ class Completed:
 
 
 @dataclass(frozen=True)
+class Stopped:
+    """A job was ended after an epoch: others are more promising."""
+
+    job_id: str
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job ended without a result."""
 
@@ -97,7 +113,7 @@ class Failed:
     failure: Failure
 
 
-TrainingEvent = Started | EpochEnded | Warned | Completed | Failed
+TrainingEvent = Started | Resumed | EpochEnded | Warned | Completed | Stopped | Failed
 
 EventCallback = Callable[[TrainingEvent], None]
 """Told what happens to jobs, in order."""
@@ -110,4 +126,4 @@ def joint_name(jobs: Iterable[TrainingJob]) -> str:
 
 def ended_by(events: Iterable[TrainingEvent]) -> set[str]:
     """Ids of the jobs that these events end."""
-    return {event.job_id for event in events if isinstance(event, Completed | Failed)}
+    return {event.job_id for event in events if isinstance(event, Completed | Stopped | Failed)}

@@ -15,14 +15,15 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.tune.schedulers import FIFOScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.job_line import JobLine
 from orchestrator.execution.rank_group import free_places_of_ranks
-from orchestrator.execution.training_job import TrainingEvent, TrainingJob
+from orchestrator.execution.training_job import EpochEnded, Resumed, Stopped, TrainingEvent, TrainingJob
 from orchestrator.execution.trial import trial_config
+from orchestrator.search.early_stopping import EarlyStopping
 
 
 class FitEnded(BaseException):
@@ -55,6 +56,8 @@ class TrialQueue:
     """Trials at a time."""
     stacked_seeds: int = 1
     """Jobs of one trial."""
+    early_stopping: EarlyStopping | None = None
+    """Ends jobs; None lets each train to its end."""
     live: set[str] = field(default_factory=set)
     """Ids that Ray Tune has given its trials that have not ended."""
     finished: bool = False
@@ -115,7 +118,7 @@ class QueueSearcher(Searcher):
 
 
 class WarmScheduler(FIFOScheduler):
-    """Runs trials as they come, and has their actors kept while no trial is there for them.
+    """Runs trials as they come, ends those that are to be stopped early, and has actors kept while no trial is there.
 
     Ray Tune by itself keeps one. What is used of it here is private; `tests/integration/test_engine.py` says so when it
     moves.
@@ -136,6 +139,21 @@ class WarmScheduler(FIFOScheduler):
         place, wanted = trial.placement_group_factory, self._queue.concurrency
         self.controller._actor_cache.increase_max(place, wanted - self._kept.get(place, 0))
         self._kept[place] = wanted
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """A trial has made a step, which was not its last. A trial of several jobs goes on as long as one of them."""
+        stopping, events = self._queue.early_stopping, result["events"]
+        if stopping is None or len(trial.config["jobs"]) > 1:
+            return TrialScheduler.CONTINUE
+        decision = TrialScheduler.CONTINUE
+        for event in tuple(events):
+            match event:
+                case Resumed():
+                    stopping.remember(event.job_id, event.curve)
+                case EpochEnded() if stopping.stops(event.job_id, event.metrics):
+                    events.append(Stopped(event.job_id))
+                    decision = TrialScheduler.STOP
+        return decision
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None by name: Ray Tune starts those that are pending, in order, without a walk through all that ever were.

@@ -14,7 +14,15 @@ from typing import Any
 
 from ray import _raylet
 
-from orchestrator.execution.training_job import Completed, EpochEnded, Failed, Started, TrainingEvent, Warned
+from orchestrator.execution.training_job import (
+    Completed,
+    EpochEnded,
+    Failed,
+    Resumed,
+    Started,
+    TrainingEvent,
+    Warned,
+)
 
 
 @contextmanager
@@ -33,6 +41,8 @@ def log_event(event: TrainingEvent) -> None:
     match event:
         case Started():
             log(event.job_id, "started")
+        case Resumed():
+            log(event.job_id, f"goes on after epoch {len(event.curve)}")
         case EpochEnded():
             device = {"gpu_memory_gib": event.gpu_memory_gib, "utilization": event.utilization}
             log(event.job_id, _shown({**event.metrics, **device}))

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from ray.util.metrics import Gauge
@@ -20,15 +20,15 @@ from lsmha.pareto import hypervolume, pareto_mask
 from orchestrator.failures import describe_error
 from orchestrator.run_folder.front import objective_values
 from orchestrator.run_folder.ledger import Ledger
-from orchestrator.run_folder.records import TrialRecord, trial_id
+from orchestrator.run_folder.records import TrialRecord, TrialStatus, trial_id
 
 PERIOD_S = 1.0
 """How often gauges are set: 4 µs each. Every 10 s Ray takes their latest values along."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lsmha_trials": (
-        "Training runs by stage (trials, finalists) and state (running, completed, failed); those that ended in "
-        "earlier sessions of the sweep count.",
+        "Training runs by stage (trials, finalists) and state (running, completed, stopped, failed); those that ended "
+        "in earlier sessions of the sweep count.",
         ("sweep", "stage", "state"),
     ),
     "lsmha_best_objective": (
@@ -145,7 +145,7 @@ class SweepMetrics:
 
         states = Counter((pace.stage, "running") for pace in running.values()) + ended
         for stage in (_stage(False), _stage(True)):
-            for state in ("running", "completed", "failed"):
+            for state in ("running", *get_args(TrialStatus)):
                 show("lsmha_trials", states[stage, state], stage, state)
         show("lsmha_best_objective", self._front.best, self._front.metrics[0])
         show("lsmha_hypervolume", self._front.hypervolume)

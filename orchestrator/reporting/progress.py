@@ -92,10 +92,11 @@ class Progress:
     def ended(self, record: TrialRecord) -> None:
         """A training run ended, well or not."""
         self.running.pop(record.id, None)
-        if record.completed:
+        if not record.failed:
             self.done += 1
             test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
-            outcome = f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
+            outcome = "" if record.completed else f"stopped after epoch {record.epochs}, "
+            outcome += f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
             outcome += f" ({record.seconds:.0f} s, {_pace(record.curve)} images/s)"
         else:
             self.failed += 1
@@ -106,7 +107,7 @@ class Progress:
 
     def was_ended(self, record: TrialRecord) -> None:
         """A training run had ended in an earlier session."""
-        self.done, self.failed = self.done + record.completed, self.failed + (not record.completed)
+        self.done, self.failed = self.done + (not record.failed), self.failed + record.failed
         self._ended_before += 1
 
     @property

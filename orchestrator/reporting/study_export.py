@@ -51,14 +51,20 @@ class _Lines(BaseJournalBackend):
         self.logs += logs
 
 
+_STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+
+
 def _trial(record: TrialRecord, ledger: Ledger, distributions: dict[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
     active = {name: value for name, value in record.point.items() if value is not None}
-    (values,) = objective_values([record], ledger.config.objectives).tolist() if record.completed else [None]
+    (values,) = objective_values([record], ledger.config.objectives).tolist() if not record.failed else [None]
+    metric = ledger.config.objectives[0].metric
     return optuna.trial.create_trial(
-        state=TrialState.COMPLETE if record.completed else TrialState.FAIL,
+        state=_STATES[record.status],
         params=active,
         distributions={name: distributions[name] for name in active},
         values=values,
+        # Optuna has these for a single objective only.
+        intermediate_values={int(epoch["epoch"]): epoch[metric] for epoch in record.curve} if record.stopped else {},
         user_attrs={"id": record.id, "error": record.error} if record.error else {"id": record.id},
     )
 

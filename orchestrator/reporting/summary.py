@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from lsmha.pareto import hypervolume
 from orchestrator.run_folder.committee_rows import CommitteeContrast, CommitteeGroup
 from orchestrator.run_folder.front import objective_values
 from orchestrator.run_folder.ledger import Ledger
-from orchestrator.run_folder.records import TrialRecord
+from orchestrator.run_folder.records import TrialRecord, TrialStatus
 from orchestrator.search.space import Point
 
 if TYPE_CHECKING:  # torch takes seconds to load, and to read a run nothing else needs it
@@ -41,8 +41,8 @@ def _outcome(ledger: Ledger) -> dict[str, Any]:
     analyzed = [record.completed for record in ledger.analyses.values()]
     return {
         "name": config.name,
-        "trials": _counts(ledger.trials),
-        "finalist_runs": _counts(ledger.finalists),
+        "trials": count_by_status(ledger.trials),
+        "finalist_runs": count_by_status(ledger.finalists),
         "failures": _failures(ledger),
         "objectives": [objective.model_dump() for objective in config.objectives],
         "front": [record.id for record in ledger.front()],
@@ -63,7 +63,7 @@ def _failures(ledger: Ledger) -> dict[str, list[str]]:
     """Ids of what failed, by the kind of failure; `unexpected` ones are faults of the program or of the machine."""
     found: dict[str, list[str]] = defaultdict(list)
     for record in [*ledger.trials, *ledger.finalists]:
-        if not record.completed:
+        if record.failed:
             found[record.failure or "unknown"].append(record.id)
     for analysis in ledger.analyses.values():
         if analysis.failure is not None:
@@ -147,9 +147,10 @@ def front_hypervolume(ledger: Ledger) -> dict[str, Any] | None:
     return {"value": hypervolume(values, directions, reference), "reference": reference}
 
 
-def _counts(records: list[TrialRecord]) -> dict[str, int]:
-    completed = sum(record.completed for record in records)
-    return {"completed": completed, "failed": len(records) - completed}
+def count_by_status(records: Sequence[TrialRecord]) -> dict[str, int]:
+    """How many training runs ended how."""
+    ended = Counter(record.status for record in records)
+    return {status: ended[status] for status in get_args(TrialStatus)}
 
 
 def describe_dataset(dataset: Dataset) -> dict[str, Any]:

@@ -96,6 +96,10 @@ class SuggestionBatch:
         return asdict(self)
 
 
+TrialStatus = Literal["completed", "stopped", "failed"]
+"""How a training run ended; `stopped` is a trial that `search.scheduler` ended before its last epoch."""
+
+
 @dataclass(frozen=True)
 class TrialRecord:
     """One ended training run: a trial of the search, or a finalist."""
@@ -106,7 +110,7 @@ class TrialRecord:
     """The trial's id, of which a finalist has the configuration."""
     key: str
     """Of what was run (`content_hash.training_hash`)."""
-    status: Literal["completed", "failed"]
+    status: TrialStatus
     point: Point
     """Every searched value; None where it is inactive."""
     seed: int
@@ -167,6 +171,14 @@ class TrialRecord:
     @property
     def completed(self) -> bool:
         return self.status == "completed"
+
+    @property
+    def stopped(self) -> bool:
+        return self.status == "stopped"
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "failed"
 
     def row(self) -> dict[str, Any]:
         """The flat table row: the searched values among the columns, curve and traceback left out."""

@@ -19,7 +19,7 @@ from orchestrator.search.space import Point, PointKey, SearchSpace
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 MAX_HISTORY = 300
-"""Completed trials that tpe and gp learn from at least, where there are as many: the latest, and the front of all. What
+"""Trials that tpe and gp learn from at least, where there are as many: the latest, and the front of all. What
 they learn from is what each question to them costs (gp: to the third power), and tpe gives old trials that are not on
 the front hardly any weight."""
 
@@ -113,21 +113,31 @@ class ProposalStudy:
             self._study.tell(trial, [float(value) for value in values])  # type: ignore[arg-type]
         else:
             self._study.tell(trial, state=TrialState.FAIL)
-        if not self._trials and self._search.sampler in ("tpe", "gp"):
-            self._forget()
+        self._forget_sometimes()
         return complete
+
+    def tell_stopped(self, number: int, curve: Sequence[Mapping[str, Any]]) -> None:
+        """Report a proposal that was stopped early: what each epoch measured of the one objective. None of it counts as
+        the value of a completed one."""
+        trial = self._trials.pop(number)
+        for metrics in curve:
+            trial.report(metrics[self._metrics[0]], step=int(metrics["epoch"]))
+        self._study.tell(trial, state=TrialState.PRUNED)
+        self._forget_sometimes()
 
     def _new_study(self) -> optuna.Study:
         sampler = _build_sampler(self._search, seed=(self._seed + self._num_restarts) % 2**32)
         return optuna.create_study(directions=self._directions, sampler=sampler)
 
-    def _forget(self) -> None:
+    def _forget_sometimes(self) -> None:
         """Go on with a study of `MAX_HISTORY` trials when there are twice as many."""
-        completed = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(completed) < 2 * MAX_HISTORY:
+        if self._trials or self._search.sampler not in ("tpe", "gp"):
+            return
+        known = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+        if len(known) < 2 * MAX_HISTORY:
             return
         front = {trial.number for trial in self._study.best_trials}
-        kept = [trial for trial in completed[:-MAX_HISTORY] if trial.number in front] + completed[-MAX_HISTORY:]
+        kept = [trial for trial in known[:-MAX_HISTORY] if trial.number in front] + known[-MAX_HISTORY:]
         self._num_restarts += 1
         self._study = self._new_study()
         self._study.add_trials(kept)

@@ -19,10 +19,10 @@ def choose_finalists(
     known = {record.id for record in chosen}
     for record in ledger.trials:
         if space.key(record.point) in included and record.id not in known:
-            if record.completed:
-                chosen.append(record)
-            else:
+            if record.failed:
                 say(f"{record.id} is in finalists.include, but its trial failed: {record.error}")
+            else:
+                chosen.append(record)
     return chosen
 
 

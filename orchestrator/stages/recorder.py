@@ -16,7 +16,9 @@ from orchestrator.execution.training_job import (
     EpochEnded,
     Failed,
     Metrics,
+    Resumed,
     Started,
+    Stopped,
     TrainingEvent,
     TrainingJob,
     TrainingResult,
@@ -87,6 +89,8 @@ class Recorder:
             case Started():
                 self._progress.started(event.job_id, entry.point, entry.job.train.epochs)
                 self._metrics.started(event.job_id, finalist=event.job_id != entry.trial)
+            case Resumed():
+                entry.curve.update({metrics["epoch"]: metrics for metrics in event.curve})
             case EpochEnded(metrics=metrics):
                 entry.curve[metrics["epoch"]] = metrics
                 self._metrics.epoch_ended(event.job_id, metrics.get("images_per_s"), event.gpu_memory_gib)
@@ -95,6 +99,8 @@ class Recorder:
                 self._progress.say(f"{event.job_id}: {event.message}")
             case Completed():
                 self._end(entry, event.result)
+            case Stopped():
+                self._stop(entry)
             case Failed():
                 self.fail(event.job_id, event.failure)
 
@@ -111,6 +117,22 @@ class Recorder:
             error=failure.reason,
             failure=failure.kind,
             traceback=failure.traceback,
+        )
+
+    def _stop(self, entry: Entry) -> None:
+        curve = [dict(epoch) for epoch in entry.curve.values()]
+        if problem := next(filter(None, map(bad_metric, curve)), None):
+            self.fail(entry.job.id, Failure(problem, "metrics"))
+            return
+        last = curve[-1]
+        self._record(
+            entry,
+            status="stopped",
+            epochs=last["epoch"],
+            seconds=sum(epoch["seconds"] for epoch in curve),
+            val_accuracy=last["val_accuracy"],
+            val_loss=last["val_loss"],
+            curve=curve,
         )
 
     def _end(self, entry: Entry, result: TrainingResult) -> None:

@@ -26,6 +26,7 @@ from orchestrator.run_folder.ledger import Ledger
 from orchestrator.run_folder.records import SuggestionBatch, TrialRecord, finalist_id, trial_id
 from orchestrator.run_folder.tables import write_tables
 from orchestrator.search.build import num_trials
+from orchestrator.search.early_stopping import EarlyStopping
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import Proposal, ProposalStudy
 from orchestrator.stages.analysis import analyze_finalists
@@ -59,6 +60,7 @@ class Sweep:
         self._data = ledger.fingerprint.data
         self._arrays = ray.put(dataset.to_arrays())
         self._engine = TuneEngine(self._arrays, storage=ledger.folder / "ray")
+        self._early_stopping = EarlyStopping.of(config)
         self._tables_due = time.monotonic()
         self._latencies = LatencyCache(
             config.latency,
@@ -97,12 +99,17 @@ class Sweep:
         self.progress.stage("search", num_trials(self.config, self.space))
         for record in self.ledger.trials:
             self.progress.was_ended(record)
+            if self._early_stopping is not None:
+                self._early_stopping.remember(record.id, record.curve)
         for proposals in self._batches():
             self._try(proposals)
             for proposal in proposals:
                 ended = self.ledger.ended(trial_id(proposal.number), self._key(proposal.model, proposal.train))
                 assert ended is not None
-                self.study.tell(proposal.number, vars(ended) if ended.completed else None)
+                if ended.stopped:
+                    self.study.tell_stopped(proposal.number, ended.curve)
+                else:
+                    self.study.tell(proposal.number, vars(ended) if ended.completed else None)
 
     def measure_front(self) -> None:
         """Measure the latency of all on the front beside one another, in rounds, until no other trial comes to it."""
@@ -211,7 +218,9 @@ class Sweep:
             entries[job.id] = Entry(job, key, job.id, point, latency)
             if (reason := self._latencies.error(job.model)) is not None:
                 unmeasured[job.id] = Failure(reason, "latency")
-        self._train(entries, resources=self.config.resources, infeasible=unmeasured)
+        self._train(
+            entries, resources=self.config.resources, infeasible=unmeasured, early_stopping=self._early_stopping
+        )
 
     def _train(
         self,
@@ -219,11 +228,14 @@ class Sweep:
         *,
         resources: ResourcesConfig,
         infeasible: Mapping[str, Failure] = MappingProxyType({}),
+        early_stopping: EarlyStopping | None = None,
     ) -> None:
         """Train and record every entry; those in `infeasible` fail at once, for the reason there."""
 
         def keep(record: TrialRecord) -> None:
             self.ledger.add(record)
+            if early_stopping is not None:
+                early_stopping.remember(record.id, record.curve)
             if record.traceback is not None:
                 write_tracebacks(self.ledger)
             self._write_tables_sometimes()
@@ -234,7 +246,9 @@ class Sweep:
         if entries:  # those that failed have left it
             jobs = longest_first(entry.job for entry in entries.values())
             concurrency = concurrent_trials(resources, self.capacity)
-            self._engine.train(jobs, recorder, resources=resources, concurrency=concurrency)
+            self._engine.train(
+                jobs, recorder, resources=resources, concurrency=concurrency, early_stopping=early_stopping
+            )
 
     def _key(self, model: ModelConfig, train: TrainConfig) -> str:
         return training_hash(model, train, self._data)

@@ -119,7 +119,8 @@ def test_what_follows_from_the_records_is_made_again(ledger: Ledger) -> None:
         pd.testing.assert_frame_equal(pd.read_parquet(path), rows)
     assert (ledger.folder / "config.yaml").read_text() == config
     assert (ledger.folder / "study.journal").read_text().count("t000") == 2
-    assert json.loads((ledger.folder / "summary.json").read_text())["trials"] == {"completed": 2, "failed": 0}
+    summary = json.loads((ledger.folder / "summary.json").read_text())
+    assert summary["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,19 @@ def test_an_ampersand_is_no_anchor(load) -> None:
         ("objectives: []", "objectives", "[]"),
         ("objectives: [{metric: speed, direction: minimize}]", "objectives.0.metric", "'speed'"),
         ("seed: -1", "seed", "-1"),
+        ("search: {scheduler: asha}", "search.scheduler: must be fifo", "'asha'"),
+        ("search: {scheduler: hyperband}", "search.scheduler", "'hyperband'"),
+        (
+            "search: {scheduler: median}\nobjectives: [{metric: params, direction: minimize}]",
+            "search.scheduler: must be fifo where the objectives are params",
+            "'median'",
+        ),
+        (
+            "search: {scheduler: asha, grace_epochs: 9}\ntrain: {epochs: 8}\n"
+            "objectives: [{metric: val_loss, direction: minimize}]",
+            "search.grace_epochs <= train.epochs must hold",
+            "search.grace_epochs=9, train.epochs=8",
+        ),
     ],
 )
 def test_a_bad_setting_is_named_with_its_value(load, section: str, field: str, value: str) -> None:

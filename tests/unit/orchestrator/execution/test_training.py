@@ -11,7 +11,7 @@ from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.execution.training import train_jobs
-from orchestrator.execution.training_job import Completed, EpochEnded, TrainingEvent, TrainingJob, Warned
+from orchestrator.execution.training_job import Completed, EpochEnded, Resumed, TrainingEvent, TrainingJob, Warned
 
 
 def job(folder: Path, name: str = "a", *, seed: int = 0, epochs: int = 3) -> TrainingJob:
@@ -49,7 +49,7 @@ def test_nothing_is_trained_before_somebody_asks(tmp_path: Path) -> None:
     one = job(tmp_path)
     told(one, steps=1)
     assert checkpoint_files(one.checkpoint)
-    assert kinds(told(one)) == [EPOCH, LAST_EPOCH]  # one of three was trained before
+    assert kinds(told(one)) == [[("a", "Resumed"), *EPOCH], LAST_EPOCH]  # one of three was trained before
 
 
 def test_a_break_changes_nothing(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_damage_is_told_with_the_first_epoch(tmp_path: Path) -> None:
     (first, *_) = told(job(tmp_path))
     assert isinstance(first[0], Warned)
     assert "a.pt is damaged" in first[0].message
-    assert [type(event) for event in first[1:]] == [EpochEnded]
+    assert [type(event) for event in first[1:]] == [Resumed, EpochEnded]
 
 
 def test_seeds_are_trained_together(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_seeds_that_were_broken_off_at_different_epochs_are_trained_one_by_one(t
     told(job(tmp_path, "a", seed=0), steps=1)
     found = kinds(told(job(tmp_path, "a", seed=0), job(tmp_path, "b", seed=1)))
     of_b = [[("b", kind) for _, kind in events] for events in (EPOCH, EPOCH, LAST_EPOCH)]
-    assert found == [EPOCH, LAST_EPOCH, *of_b]
+    assert found == [[("a", "Resumed"), *EPOCH], LAST_EPOCH, *of_b]
 
 
 def test_what_is_not_foreseen_passes(tmp_path: Path) -> None:

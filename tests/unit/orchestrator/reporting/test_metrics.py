@@ -202,7 +202,7 @@ def test_what_is_left_when_a_sweep_ends(ray_gauges: Ray) -> None:
     assert ray_gauges.series[rate] == 0.0, "a run that has ended trains no images"
     counts = {tags[2]: value for (gauge, tags), value in ray_gauges.series.items() if gauge == "lsmha_trials"
               and tags[1] == "trials"}  # fmt: skip
-    assert counts == {"running": 0.0, "completed": 1.0, "failed": 0.0}
+    assert counts == {"running": 0.0, "completed": 1.0, "stopped": 0.0, "failed": 0.0}
     assert ray_gauges.series[Series("lsmha_best_objective", ("watched", "val_accuracy"))] == 0.5
 
 

@@ -219,3 +219,19 @@ def test_old_trials_off_the_front_are_forgotten(sampler: str, monkeypatch: pytes
     assert 6 < len(known) < 12
     assert [1.0, 0.1] in [trial.values for trial in known]
     assert known[-1].values == [0.5, 31.0]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_what_a_stopped_trial_measured_never_counts_as_a_result(sampler: str) -> None:
+    study = study_of({"num_heads": [1, 2, 4, 8], "depth": [1, 2, 3]}, objectives=OBJECTIVES[:1], sampler=sampler)
+    for number in range(8):
+        proposal = study.ask()
+        assert proposal is not None
+        if number % 2:
+            study.tell_stopped(number, [{"epoch": epoch, "val_accuracy": 0.9 + epoch / 100} for epoch in (1, 2)])
+        else:
+            study.tell(number, {"val_accuracy": 0.5})
+    trials = study._study.trials
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    assert [trial.intermediate_values for trial in pruned] == [{1: 0.91, 2: 0.92}] * 4
+    assert study._study.best_value == 0.5

@@ -9,7 +9,16 @@ import pytest
 from tiny_data import tiny_model, tiny_recipe
 
 from lsmha.training.checkpoints import checkpoint_files
-from orchestrator.execution.training_job import Completed, EpochEnded, Failed, Started, TrainingJob, TrainingResult
+from orchestrator.execution.training_job import (
+    Completed,
+    EpochEnded,
+    Failed,
+    Resumed,
+    Started,
+    Stopped,
+    TrainingJob,
+    TrainingResult,
+)
 from orchestrator.failures import Failure
 from orchestrator.reporting.progress import Progress
 from orchestrator.run_folder.records import TrialRecord
@@ -120,6 +129,28 @@ def test_a_completed_job(tmp_path: Path) -> None:
     assert (record.status, record.epochs, record.seconds, record.val_accuracy) == ("completed", 2, 1.5, 0.5)
     assert (record.test_accuracy, record.precision, record.train_device, record.error) == (None, "fp32", "cpu", None)
     assert [metrics["epoch"] for metrics in record.curve] == [1, 2]
+
+
+def test_a_stopped_job_has_the_epochs_of_all_sessions(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder(Started("t0000"))
+    recorded.recorder(Resumed("t0000", (epoch(1), epoch(2))))
+    recorded.recorder(EpochEnded("t0000", epoch(3, val_accuracy=0.5, seconds=1.0)))
+    recorded.recorder(Stopped("t0000"))
+    record = recorded.record
+    assert (record.status, record.epochs, record.seconds, record.val_accuracy) == ("stopped", 3, 2.0, 0.5)
+    assert not record.completed
+    assert not record.failed
+    assert record.error is None
+    assert [metrics["epoch"] for metrics in record.curve] == [1, 2, 3]
+
+
+def test_a_stopped_job_with_a_metric_that_is_none_has_failed(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder(Started("t0000"))
+    recorded.recorder(EpochEnded("t0000", epoch(1, train_loss=float("nan"))))
+    recorded.recorder(Stopped("t0000"))
+    assert (recorded.record.status, recorded.record.failure) == ("failed", "metrics")
 
 
 def test_gpu_memory_is_for_the_metrics_alone(tmp_path: Path) -> None:
