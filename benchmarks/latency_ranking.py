@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations, count
 from pathlib import Path
@@ -59,16 +60,19 @@ def architectures(number: int) -> dict[str, ModelConfig]:
     }  # fmt: skip
 
 
-def measure(latency: LatencyConfig, models: dict[str, ModelConfig], device: torch.device) -> list[Latency]:
+def measure(
+    latency: LatencyConfig, models: dict[str, ModelConfig], device: torch.device, fewest: int | None
+) -> list[Latency]:
     made = count(1)
 
-    def make_round() -> Round:
-        found = measure_round(list(models.values()), latency, device=device)
-        print(f"round {next(made)}: reference {found.reference_ms:.3f} ms", flush=True)
-        return found
+    def make_round(asked: Sequence[ModelConfig]) -> Round:
+        round_ = measure_round(asked, latency, device=device)
+        print(f"round {next(made)} of {len(asked)}: reference {round_.reference_ms:.3f} ms", flush=True)
+        return round_
 
     measured = []
-    for name, rows in zip(models, measure_in_rounds(make_round, latency.rounds), strict=True):
+    found = measure_in_rounds(make_round, list(models.values()), latency.rounds, fewest=fewest)
+    for name, rows in zip(models, found, strict=True):
         assert not isinstance(rows, str), rows
         values = asdict(rows[0])
         fields = ("latency_ms", "latency_p25_ms", "latency_p75_ms", "processes", "undisturbed")
@@ -124,6 +128,9 @@ def main() -> None:
     restart_with_environment()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--fewest-rounds", type=int, help="of a network that differs from all others, as in a sweep; default: all"
+    )
     parser.add_argument("--architectures", type=int, default=len(SHAPES), help="so many of the 20")
     parser.add_argument("--max-seconds", type=float, default=2.0, help="time budget of a process")
     parser.add_argument("--against", type=Path, help="JSON of an earlier time, to compare with")
@@ -132,11 +139,12 @@ def main() -> None:
     other = json.loads(options.against.read_text()) if options.against else None
     latency = LatencyConfig(rounds=options.rounds, max_seconds=options.max_seconds)
     measured_at = time.strftime("%Y-%m-%d %H:%M", time.gmtime())
-    now = measure(latency, architectures(options.architectures), default_device())
+    now = measure(latency, architectures(options.architectures), default_device(), options.fewest_rounds)
     results: dict[str, list[Any]] = {"latencies": now}
     tables = []
     then: dict[str, Latency] = {}
-    protocol = f"Batch 1, one thread, {options.rounds} rounds, measured at {measured_at} UTC"
+    fewest = f" ({options.fewest_rounds} of a network that differs from all others)" if options.fewest_rounds else ""
+    protocol = f"Batch 1, one thread, {options.rounds} rounds{fewest}, measured at {measured_at} UTC"
     if other is not None:
         then = {row["architecture"]: Latency(**row) for row in other["results"]["latencies"]}
         found = compare(now, list(then.values()))
@@ -154,6 +162,7 @@ def main() -> None:
         title="A ranking by latency",
         protocol=protocol,
         command="python benchmarks/latency_ranking.py --rounds " + str(options.rounds)
+        + (f" --fewest-rounds {options.fewest_rounds}" if options.fewest_rounds else "")
         + f" --max-seconds {options.max_seconds:g}"
         + (f" --against benchmarks/{options.against.name}" if options.against else ""),
         tables=[*tables, Table(header, rows)],

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -34,41 +35,90 @@ MAX_DRIFT = 0.1
 """How far, as a fraction, the reference network may be from its median in a round that counts."""
 
 
+Measured = list[LatencyMeasurement] | str
+"""Of one network: a measurement per batch size, or, in one line, why there is none."""
+
+
 @dataclass(frozen=True)
 class Round:
     """What one round measured."""
 
     reference_ms: float
     """Latency of the reference network, in ms per image, at the first batch size."""
-    measured: list[list[LatencyMeasurement] | str]
-    """For each network a measurement per batch size, or, in one line, why there is none."""
+    measured: list[Measured]
+    """Of each network that was asked for."""
 
 
-def measure_in_rounds(measure: Callable[[], Round], rounds: int) -> list[list[LatencyMeasurement] | str]:
+def measure_in_rounds(
+    measure: Callable[[Sequence[ModelConfig]], Round],
+    models: Sequence[ModelConfig],
+    rounds: int,
+    *,
+    fewest: int | None = None,
+) -> list[Measured]:
     """Make rounds until so many count, or twice as many were made, and combine those that count.
 
     A round counts in which the reference network took as long as in the others. A network that could not be measured in
     one round has no measurement.
 
+    Args:
+        measure: Makes a round of some networks.
+        models: The networks.
+        rounds: That are to count.
+        fewest: A network that differs from every other by more than rounds that count do is in so many only. None is to
+            measure all of them in all rounds.
+
     Returns:
         For each network a measurement per batch size, over all processes that measured it, or why there is none.
     """
-    made: list[Round] = []
-    while len(_alike(made)) < rounds and len(made) < 2 * rounds:
-        made.append(measure())
+    made: list[tuple[list[int], Round]] = []
+    asked = list(range(len(models)))
+    while asked and len(_alike(made)) < rounds and len(made) < 2 * rounds:
+        made.append((asked, measure([models[index] for index in asked])))
+        if fewest is not None and len(_alike(made)) >= fewest:
+            asked = _in_question(_by_network(_alike(made), len(models)), fewest)
     alike = _alike(made)
-    reference_ms = statistics.median(round_.reference_ms for round_ in alike)
-    return [_combined(found, reference_ms) for found in zip(*(round_.measured for round_ in alike), strict=True)]
+    reference_ms = statistics.median(round_.reference_ms for _, round_ in alike)
+    every, counted = (_by_network(rounds_, len(models)) for rounds_ in (made, alike))
+    # A network that is in none of the rounds that count has to do with the others.
+    return [_combined(found or others, reference_ms) for found, others in zip(counted, every, strict=True)]
 
 
-def _alike(rounds: Sequence[Round]) -> list[Round]:
-    if not rounds:
+def _alike(made: Sequence[tuple[list[int], Round]]) -> list[tuple[list[int], Round]]:
+    """Those of the rounds that count."""
+    if not made:
         return []
-    usual = statistics.median_low(round_.reference_ms for round_ in rounds)
-    return [round_ for round_ in rounds if abs(round_.reference_ms - usual) <= MAX_DRIFT * usual]
+    usual = statistics.median_low(round_.reference_ms for _, round_ in made)
+    return [(asked, round_) for asked, round_ in made if abs(round_.reference_ms - usual) <= MAX_DRIFT * usual]
 
 
-def _combined(found: Sequence[list[LatencyMeasurement] | str], reference_ms: float) -> list[LatencyMeasurement] | str:
+def _by_network(made: Sequence[tuple[list[int], Round]], number: int) -> list[list[Measured]]:
+    found: list[list[Measured]] = [[] for _ in range(number)]
+    for asked, round_ in made:
+        for index, measured in zip(asked, round_.measured, strict=True):
+            found[index].append(measured)
+    return found
+
+
+def _in_question(found: Sequence[Sequence[Measured]], fewest: int) -> list[int]:
+    """Networks that were in fewer rounds, or that another one may be as fast as."""
+    spans: dict[int, tuple[float, float]] = {}
+    for index, by_round in enumerate(found):
+        medians = [rows[0].latency_ms for rows in by_round if not isinstance(rows, str)]
+        if len(medians) == len(by_round):  # a network that once could not be measured is settled
+            spans[index] = (
+                min(medians, default=0.0) * (1 - MAX_DRIFT / 2),
+                max(medians, default=math.inf) * (1 + MAX_DRIFT / 2),
+            )
+    return [
+        index
+        for index, (low, high) in spans.items()
+        if len(found[index]) < fewest
+        or any(other != index and low <= highest and lowest <= high for other, (lowest, highest) in spans.items())
+    ]
+
+
+def _combined(found: Sequence[Measured], reference_ms: float) -> Measured:
     """Of one network, what each round measured, as one."""
     rows: list[list[LatencyMeasurement]] = []
     for by_round in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
@@ -10,7 +11,7 @@ from rich.table import Table
 
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.errors import LatencyError
-from lsmha.latency import LatencyMeasurement, Round, measure_in_rounds, measure_round
+from lsmha.latency import LatencyMeasurement, Measured, Round, measure_in_rounds, measure_round
 from lsmha.models import model_cost
 from orchestrator.commands.preflight import torch_device, variant_config
 from orchestrator.config.validation import validated
@@ -64,22 +65,18 @@ def show_latencies(
     terminal.say(f"Medians of the medians of n fresh processes, and the quartiles of these; {_disturbed(known)}.")
 
 
-Measured = list[LatencyMeasurement] | str
-"""Of one network by batch size, or why there is nothing."""
-
-
 def _measure(
     models: list[ModelConfig], config: LatencyConfig, device: torch.device, terminal: Terminal
 ) -> list[Measured]:
     made = count(1)
     with terminal.console.status("measuring") as status:
 
-        def make_round() -> Round:
+        def make_round(models: Sequence[ModelConfig]) -> Round:
             status.update(f"{len(models)} network(s), round {next(made)} of {config.rounds}")
             return measure_round(models, config, device=device)
 
         try:
-            return measure_in_rounds(make_round, config.rounds)
+            return measure_in_rounds(make_round, models, config.rounds)
         except LatencyError as error:
             raise UserError(str(error)) from None
 

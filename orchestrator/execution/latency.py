@@ -3,7 +3,7 @@ front in rounds."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +19,9 @@ from orchestrator.execution.waiting import done_among, result_of
 from orchestrator.failures import describe_error
 from orchestrator.run_folder.content_hash import architecture_hash, content_hash, latency_relevant
 from orchestrator.run_folder.records import LatencyRecord
+
+FEWEST_ROUNDS = 3
+"""Of a network on the front that no other one is nearly as fast as; quartiles of fewer processes say little."""
 
 
 class LatencyCache:
@@ -110,15 +113,15 @@ class LatencyCache:
         rounds = self._config.rounds
         made = 0
 
-        def make_round() -> Round:
+        def make_round(models: Sequence[ModelConfig]) -> Round:
             nonlocal made
             on_progress(made, max(rounds, made + 1))
-            found = self._round(list(wanted.values()))
+            found = self._round(models)
             made += 1
             return found
 
         try:
-            measured = measure_in_rounds(make_round, rounds)
+            measured = measure_in_rounds(make_round, list(wanted.values()), rounds, fewest=FEWEST_ROUNDS)
         except LatencyError as error:
             return dict.fromkeys(wanted, str(error))
         on_progress(made, made)
@@ -130,7 +133,7 @@ class LatencyCache:
                 on_measured(self._record(name, model, [asdict(row) for row in rows], in_rounds=True))
         return errors
 
-    def _round(self, models: list[ModelConfig]) -> Round:
+    def _round(self, models: Sequence[ModelConfig]) -> Round:
         """A round on a device of the right kind."""
         while True:
             task = self._start(_measure_round, [model.model_dump_json() for model in models])
