@@ -38,7 +38,7 @@ class JobLine:
             return ()
         first = self._line.popleft()
         taken = [first]
-        if first.group is not None:
+        if first.group is not None and limit > 1:  # which walks through all of the line
             taken += [waiting for waiting in self._line if waiting.group == first.group][: limit - 1]
             self._line = deque(waiting for waiting in self._line if waiting not in taken)
         return tuple(waiting.job for waiting in taken)
