@@ -116,6 +116,22 @@ def test_training_modes(tmp_path: Path) -> None:
     assert (compiled["pays_after_steps"] is None) == (compiled["ratio"]["low"] <= 1)
 
 
+def test_scale(tmp_path: Path) -> None:
+    content = run(
+        "scale", "--at-a-time", "2", "4", "--hosts", "2", "--trials-per-actor", "3", "--epochs", "3",
+        out=tmp_path / "scale",
+    )  # fmt: skip
+    assert [session["at_a_time"] for session in content["results"]["sessions"]] == [2, 4]
+    for measured in content["results"]["measurements"]:
+        at_a_time, is_long = measured["at_a_time"], measured["epochs"] > 1
+        assert measured["trials"] == (2 if is_long else 3) * at_a_time
+        assert measured["results"] == measured["trials"] * (measured["epochs"] + 1)
+        assert sum(quarter["trials"] for quarter in measured["quarters"]) == measured["trials"]
+        assert measured["trials_per_actor"]["n"] <= at_a_time
+        if is_long:
+            assert measured["most_at_a_time"] == measured["trials_per_actor"]["n"] == at_a_time
+
+
 @pytest.fixture
 def cifar(tmp_path: Path) -> Path:
     generator = np.random.default_rng(0)
