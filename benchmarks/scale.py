@@ -280,7 +280,7 @@ def drive(address: str, at_a_time: int, kinds: dict[str, tuple[int, int]]) -> No
     from orchestrator.config.sweep import ResourcesConfig
     from orchestrator.execution.engine import TuneEngine
 
-    gate = Path(os.environ["RAY_TMPDIR"], "gate")
+    gate = Path(os.environ["FORKED_WORKER_FOLDER"], "gate")
     arrays = ArraysWithoutTraining(random_dataset(train=1, num_classes=2, img_size=4).to_arrays(), gate)
     measured = []
     with (
@@ -312,9 +312,8 @@ def _private_mib(process: int) -> float:
 @contextmanager
 def cluster_of(hosts: int, cpus: int) -> Iterator[str]:
     """So many hosts with `cpus` CPUs in all, besides a head with none; the address of the cluster."""
-    with tempfile.TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as folder:
-        # Where Ray notes its address for whoever looks for a cluster here: nobody shall find this one.
-        os.environ.update(RAY_TMPDIR=folder, FORKED_WORKER_FOLDER=folder)
+    with tempfile.TemporaryDirectory(dir=os.environ["RAY_TMPDIR"], ignore_cleanup_errors=True) as folder:
+        os.environ["FORKED_WORKER_FOLDER"] = folder
         from ray.cluster_utils import Cluster
 
         common: dict[str, Any] = {
@@ -460,7 +459,10 @@ def main() -> None:
     if options.drive:
         drive(*json.loads(options.drive))
         return
-    sessions = [measure(at_a_time, options) for at_a_time in options.at_a_time]
+    with tempfile.TemporaryDirectory(prefix="scale-", ignore_cleanup_errors=True) as folder:
+        # Where Ray notes its address for whoever looks for a cluster here: nobody shall find these.
+        os.environ["RAY_TMPDIR"] = folder
+        sessions = [measure(at_a_time, options) for at_a_time in options.at_a_time]
     report = Report(
         title="Many trials at a time",
         protocol=f"Trials that train nothing, on {options.hosts} Ray nodes of this machine that claim a CPU for each "
