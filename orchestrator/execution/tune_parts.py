@@ -168,7 +168,7 @@ class WarmScheduler(FIFOScheduler):
             waiting -= {trial for trial in waiting if trial in actor_of and has_place(actor_of[trial])}
 
 
-def release_actors(controller: Any, *, within_s: float = 20.0) -> None:
+def release_actors(controller: Any) -> None:
     """End the actors that Ray Tune keeps for trials to come, and wait until what they hold is free.
 
     Ray Tune does so by itself when a search has finished. Uses what is private of it, as `WarmScheduler` does.
@@ -176,7 +176,9 @@ def release_actors(controller: Any, *, within_s: float = 20.0) -> None:
     if controller is None:  # no trial was ever there
         return
     controller._cleanup_cached_actors(force_all=True)
-    actors, deadline = controller._actor_manager, time.monotonic() + within_s
+    actors = controller._actor_manager
+    # An actor that is told to end may hang; hundreds take their time.
+    deadline = time.monotonic() + 20 + actors.num_total_actors / 5
     while actors.num_total_actors and time.monotonic() < deadline:
         actors.next(timeout=0.1)
 
