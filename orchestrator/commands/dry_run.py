@@ -8,6 +8,7 @@ from orchestrator.commands.preflight import PreparedSweep, prepare_sweep
 from orchestrator.commands.session import session
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.execution.gpu_sharing import resolve_gpu_share
+from orchestrator.loggers.experiment_loggers import check_loggers
 from orchestrator.search.build import num_trials
 from orchestrator.search.space import SearchSpace, describe_point
 from orchestrator.stages.space_latency import measured_first
@@ -20,6 +21,7 @@ def show_plan(config: SweepConfig, terminal: Terminal, cluster: ClusterChoice, *
     Raises:
         UserError: As `run_sweep` would.
     """
+    check_loggers(config.loggers)
     prepared = prepare_sweep(config, terminal)
     resolved = config
 

@@ -15,6 +15,7 @@ from orchestrator.config.resume import merge_for_resume
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import ExitCode
 from orchestrator.execution.gpu_sharing import on_one_gpu, resolve_gpu_share
+from orchestrator.loggers.experiment_loggers import ExperimentLoggers, check_loggers
 from orchestrator.reporting.artifacts import write_artifacts
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.summary import describe_dataset
@@ -64,6 +65,7 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
         mark_stage(folder, STAGES[0][0])
         ledger.begin_session(config, prepared.fingerprint)
         with (
+            ExperimentLoggers(ledger, prepared.space, begun.progress.say) as loggers,
             SweepMetrics(ledger, begun.progress.say) as metrics,
             Sweep(
                 resolved,
@@ -74,6 +76,7 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
                 begun.capacity,
                 begun.progress,
                 metrics,
+                loggers,
             ) as sweep,
         ):
             for name, do in STAGES:
@@ -88,6 +91,7 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
 
 def _prepare(config: SweepConfig, folder: RunPath, terminal: Terminal) -> PreparedSweep:
     """The sweep, with what an earlier session of it in the folder has settled."""
+    check_loggers(config.loggers, folder)
     if not is_run(folder):
         check_new_folder(folder)
         return prepare_sweep(config, terminal)

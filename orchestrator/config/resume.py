@@ -17,6 +17,7 @@ _FREE = (
     "analysis",
     "committees",
     "pruning",
+    "loggers",
 )
 """Settings, or whole sections, without effect on trials and finalists."""
 

@@ -33,6 +33,7 @@ DIMENSION_FORMS = ("choices", "integers", "numbers")
 """Forms of a dimension, as the location of a pydantic error names them."""
 
 Metric = Literal["val_accuracy", "val_loss", "latency_ms", "params", "macs", "seconds"]
+LoggerName = Literal["tensorboard", "mlflow", "wandb", "comet"]
 Scalar = bool | int | float | str
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # NumPy's generators, which Optuna seeds, take no more
 
@@ -297,6 +298,11 @@ class SweepConfig(RunConfig):
     """How finalists decide together."""
     pruning: PruningConfig = PruningConfig()
     """What `lsmha-sweep prune` does with them; a run itself prunes nothing."""
+    loggers: tuple[LoggerName, ...] = Field((), strict=False)
+    """Experiment trackers that get hyperparameters, metrics and the plot of the front, each by an extra of the same
+    name: `pip install "lsmha-sweep[mlflow]"`. A later session may have others."""
+
+    _distinct_loggers = field_validator("loggers")(distinct)
 
     @field_validator("objectives")
     @classmethod

@@ -1,4 +1,4 @@
-"""From what workers tell of training runs to records, progress and metrics."""
+"""From what workers tell of training runs to records, progress, metrics and loggers."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from orchestrator.execution.training_job import (
     Warned,
 )
 from orchestrator.failures import Failure
+from orchestrator.loggers.experiment_loggers import ExperimentLoggers
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.progress import Progress
 from orchestrator.run_folder.records import TrialRecord
@@ -66,6 +67,7 @@ class Recorder:
         entries: By job; those that have ended leave.
         progress: Shows it.
         metrics: Show it.
+        loggers: Log it.
         workers: Ranks that train a job.
         add: Keeps a record.
     """
@@ -75,11 +77,12 @@ class Recorder:
         entries: dict[str, Entry],
         progress: Progress,
         metrics: SweepMetrics,
+        loggers: ExperimentLoggers,
         *,
         workers: int,
         add: Callable[[TrialRecord], None],
     ) -> None:
-        self._entries, self._progress, self._metrics = entries, progress, metrics
+        self._entries, self._progress, self._metrics, self._loggers = entries, progress, metrics, loggers
         self._workers, self._add = workers, add
 
     def __call__(self, event: TrainingEvent) -> None:
@@ -89,12 +92,15 @@ class Recorder:
             case Started():
                 self._progress.started(event.job_id, entry.point, entry.job.train.epochs)
                 self._metrics.started(event.job_id, finalist=event.job_id != entry.trial)
+                self._loggers.started(event.job_id, entry.trial, entry.job.model, entry.job.train)
             case Resumed():
                 entry.curve.update({metrics["epoch"]: metrics for metrics in event.curve})
             case EpochEnded(metrics=metrics):
                 entry.curve[metrics["epoch"]] = metrics
                 self._metrics.epoch_ended(event.job_id, metrics.get("images_per_s"), event.gpu_memory_gib)
                 self._progress.epoch_ended(event.job_id, metrics, event.utilization)
+                if bad_metric(metrics) is None:
+                    self._loggers.epoch_ended(event.job_id, metrics)
             case Warned():
                 self._progress.say(f"{event.job_id}: {event.message}")
             case Completed():
@@ -175,6 +181,7 @@ class Recorder:
         remove_checkpoint(job.checkpoint)
         self._progress.ended(record)
         self._metrics.ended(record)
+        self._loggers.ended(record)
 
 
 def _problem_of(result: TrainingResult, job: TrainingJob) -> Failure | None:

@@ -18,6 +18,7 @@ from orchestrator.execution.engine import TuneEngine
 from orchestrator.execution.latency import LatencyCache
 from orchestrator.execution.training_job import TrainingJob
 from orchestrator.failures import Failure
+from orchestrator.loggers.experiment_loggers import ExperimentLoggers
 from orchestrator.reporting.artifacts import write_tracebacks
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.progress import Progress
@@ -53,9 +54,10 @@ class Sweep:
         capacity: Capacity,
         progress: Progress,
         metrics: SweepMetrics,
+        loggers: ExperimentLoggers,
     ) -> None:
         self.config, self.space, self.study, self.ledger = config, space, study, ledger
-        self.capacity, self.progress, self.metrics = capacity, progress, metrics
+        self.capacity, self.progress, self.metrics, self.loggers = capacity, progress, metrics, loggers
         assert ledger.fingerprint is not None
         self._data = ledger.fingerprint.data
         self._arrays = ray.put(dataset.to_arrays())
@@ -240,7 +242,8 @@ class Sweep:
                 write_tracebacks(self.ledger)
             self._write_tables_sometimes()
 
-        recorder = Recorder(entries, self.progress, self.metrics, workers=resources.workers_per_trial, add=keep)
+        workers = resources.workers_per_trial
+        recorder = Recorder(entries, self.progress, self.metrics, self.loggers, workers=workers, add=keep)
         for run_id, failure in infeasible.items():
             recorder.fail(run_id, failure)
         if entries:  # those that failed have left it
