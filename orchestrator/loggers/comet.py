@@ -23,7 +23,9 @@ class Logger(CometLoggerCallback):
         folder = os.environ.get("COMET_OFFLINE_DIRECTORY") or (
             None if is_remote(sweep.folder) else str(sweep.folder / "comet")
         )
-        super().__init__(tags=[sweep.name], offline_directory=folder, display_summary_level=0)
+        super().__init__(
+            tags=[sweep.name], offline_directory=folder, display_summary_level=0, log_code=False, log_env_details=False
+        )
 
     def log_trial_start(self, trial: Any) -> None:
         if trial not in self._trial_experiments:

@@ -17,6 +17,7 @@ from orchestrator.cluster.capacity import Capacity, check_capacity, concurrent_t
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import UserError
+from orchestrator.loggers import experiment_loggers
 from orchestrator.run_folder.ownership import owned
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
@@ -51,6 +52,9 @@ def assert_words(line: str, words: tuple[str, ...]) -> None:
         (MINIMAL + "train: [epochs, 1]", ("train", "mapping", "['epochs', 1]")),
         (MINIMAL + "train: {augment: true}", ("train.augment", "mapping", "True")),
         (HEAD + "space:", ("space", "mapping", "null")),
+        (MINIMAL + "loggers: [tensorbord]", ("loggers.0", "'tensorboard'", "'tensorbord'")),
+        (MINIMAL + "loggers: [mlflow, mlflow]", ("loggers", "distinct", "['mlflow', 'mlflow']")),
+        (MINIMAL + "loggers: mlflow", ("loggers", "list", "'mlflow'")),
         (MINIMAL + "objectives:", ("objectives", "list", "null")),
         # types
         (SPACE + "name: 3", ("name", "string", "3")),
@@ -498,6 +502,13 @@ def test_a_training_run_has_its_folder_for_itself(refused, tmp_path: Path) -> No
     with owned(tmp_path / "one"):
         line = refused("train", "cct_2_3x2_32", "--data", "digits", "--out", "one")
     assert_words(line, ("one: in use by process", "one process at a time"))
+
+
+def test_a_logger_whose_package_is_not_installed(refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "space.yaml").write_text(MINIMAL + "loggers: [tensorboard, mlflow]")
+    monkeypatch.setitem(experiment_loggers._PACKAGES, "mlflow", "a_package_that_is_not_there")
+    for command in (("run", "space.yaml", "--out", "out"), ("run", "space.yaml", "--dry-run")):
+        assert_words(refused(*command), ("loggers: mlflow", "pip install 'lsmha-sweep[mlflow]'"))
 
 
 def test_no_gpu(refused, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ RUN = SweepConfig.model_validate(SPEC)
         ("finalists.include", POINTS[2::-1]),
         ("finalists.resources", {"cpus_per_trial": 4}),
         ("resources", {"workers_per_trial": 2, "cpus_per_trial": 2, "max_concurrent_trials": 3}),
+        ("loggers", ["tensorboard"]),
         ("data.path", "/new"),
         ("data.path", None),
         ("analysis", {"enabled": False, "threshold": 0.3, "readout": {"max_train_images": 99}}),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tiny_data import tiny_model, tiny_recipe
 
+from lsmha.config import ModelConfig, TrainConfig
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.execution.training_job import (
     Completed,
@@ -78,6 +79,22 @@ class Noted:
         self.told.append(("ended", record.id, record.status))
 
 
+class Logged:
+    """What loggers are told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    def started(self, run_id: str, trial: str, model: ModelConfig, train: TrainConfig) -> None:
+        self.told.append(("started", run_id, trial, train.epochs))
+
+    def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
+        self.told.append(("epoch", run_id, metrics["epoch"]))
+
+    def ended(self, record: TrialRecord) -> None:
+        self.told.append(("ended", record.id, record.status))
+
+
 class Recorded:
     """A recorder of one job, and what it recorded."""
 
@@ -91,11 +108,12 @@ class Recorded:
             "t0000", tiny_model(), tiny_recipe(epochs=2), self.checkpoint, folder / "out" if export else None
         )
         entry = Entry(job, "k" * 64, "t0000", {"num_heads": 2}, KnownLatency("a1", 1.5))
-        self.metrics = Noted()
+        self.metrics, self.loggers = Noted(), Logged()
         self.recorder = Recorder(
             {"t0000": entry},
             Progress(QUIET),
             self.metrics,  # type: ignore[arg-type]
+            self.loggers,  # type: ignore[arg-type]
             workers=3,
             add=self.add,
         )
@@ -219,3 +237,16 @@ def test_jobs_begin_with_the_longest() -> None:
         job("small again", depth=2),
     ]
     assert [job.id for job in longest_first(jobs)] == ["small for long", "deep", "small", "small too", "small again"]
+
+
+def test_loggers_hear_of_good_epochs_alone(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder(Started("t0000"))
+    recorded.recorder(EpochEnded("t0000", epoch(1), 0.5, 0.0))
+    recorded.recorder(EpochEnded("t0000", epoch(2, val_loss=float("nan")), 0.5, 0.0))
+    recorded.recorder(Failed("t0000", Failure("it diverged", "diverged")))
+    assert recorded.loggers.told == [
+        ("started", "t0000", "t0000", 2),
+        ("epoch", "t0000", 1),
+        ("ended", "t0000", "failed"),
+    ]
