@@ -104,13 +104,13 @@ def wandb_sessions(folder: Path) -> dict[str, list[LoggedRun]]:
             for update in [*record.run.config.update, *record.config.update]:
                 run.params[update.key] = json.loads(update.value_json)
             run_id = record.run.run_id or run_id
-            row = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-            for name, value in row.items():
-                if isinstance(value, dict):
-                    run.images.append(name)
-                else:
-                    run.metrics.setdefault(name, []).append((row["training_iteration"], value))
-        found.setdefault(run_id, []).append(run)
+            for item in record.history.item:
+                name, value = "/".join(item.nested_key) or item.key, json.loads(item.value_json)
+                if name.endswith("/_type") and value == "image-file":
+                    run.images.append(name.removesuffix("/_type"))
+                run.metrics.setdefault(name, []).append((record.history.step.num, value))
+        if run_id:  # a killed session may have made the file alone
+            found.setdefault(run_id, []).append(run)
     return found
 
 

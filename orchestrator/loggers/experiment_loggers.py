@@ -80,7 +80,7 @@ class ExperimentLoggers:
     ) -> None:
         if self._threads:
             ledger = self._ledger
-            counts = {"trials": len(ledger.trials), "finalists": len(ledger.finalists), "front": len(ledger.front())}
+            counts = {"trials": len(ledger.trials), "finalists": len(ledger.finalists), "on_front": len(ledger.front())}
             front = _front_as_png(ledger)
             self._tell(lambda runs: runs.session_ended(front, counts, complete=kind is None))
         deadline = time.monotonic() + (WAIT_S if kind is None else BRIEF_WAIT_S)

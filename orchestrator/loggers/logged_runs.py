@@ -76,8 +76,10 @@ class LoggedRuns:
 
     def epoch_ended(self, name: str, metrics: Mapping[str, Any]) -> None:
         """A run that has begun did an epoch, maybe again. One that does not follow on the last waits for the record."""
-        if name in self._open and metrics["epoch"] == self._note.steps.get(name, 0) + 1:
-            self._log(name, metrics)
+        step = self._note.steps.get(name, 0) + 1
+        if name in self._open and metrics["epoch"] == step:
+            self._log(name, step, metrics)
+            self._noted(name, step)
 
     def ended(self, record: TrialRecord, config: Callable[[], Mapping[str, Scalar]]) -> None:
         """A run ended, now or in an earlier session."""
@@ -86,22 +88,27 @@ class LoggedRuns:
         self.started(record.id, config())
         for epoch in record.curve:
             if epoch["epoch"] > self._note.steps.get(record.id, 0):
-                self._log(record.id, epoch, step=int(epoch["epoch"]))
+                self._log(record.id, int(epoch["epoch"]), epoch)
+                self._noted(record.id, int(epoch["epoch"]))
         outcome = {name: value for name in FINAL_METRICS if (value := getattr(record, name)) is not None}
         about = {"status": record.status} | ({} if record.error is None else {"error": record.error})
-        # In a step of its own: that of the last epoch may have been logged long ago, and W&B takes no step twice.
-        self._log(record.id, {**{f"final/{name}": value for name, value in outcome.items()}, "config": about})
+        # In a step of its own: that of the last epoch may have been logged long ago, and W&B takes no step twice. It is
+        # noted with the end, so that a session that is killed in between does not make the next one add a step.
+        step = self._note.steps.get(record.id, 0) + 1
+        self._log(record.id, step, {**{f"final/{name}": value for name, value in outcome.items()}, "config": about})
         self._logger.log_trial_end(self._open[record.id], failed=not record.completed)
         del self._open[record.id]
         self._note.ended.add(record.id)
-        self._note.save()
+        self._noted(record.id, step)
 
     def session_ended(self, front: bytes | None, figures: Mapping[str, float], *, complete: bool) -> None:
         """The session ends: what the sweep has found is shown in a run of its own."""
         self.started(SWEEP, {})
+        step = self._note.steps.get(SWEEP, 0) + 1
         if front is not None:
-            self._logger.log_front(self._note.steps.get(SWEEP, 0) + 1, self._open[SWEEP], front)
-        self._log(SWEEP, figures)
+            self._logger.log_front(step, self._open[SWEEP], front)
+        self._log(SWEEP, step, figures)
+        self._noted(SWEEP, step)
         if complete:
             self._logger.log_trial_end(self._open.pop(SWEEP))
         for run in self._open.values():
@@ -114,8 +121,9 @@ class LoggedRuns:
             self._note.steps.pop(name, None)
         self._note.save()
 
-    def _log(self, name: str, values: Mapping[str, Any], *, step: int | None = None) -> None:
-        step = step or self._note.steps.get(name, 0) + 1
+    def _log(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         self._logger.log_trial_result(step, self._open[name], {TRAINING_ITERATION: step, **values})
+
+    def _noted(self, name: str, step: int) -> None:
         self._note.steps[name] = step
         self._note.save()
