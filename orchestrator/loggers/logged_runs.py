@@ -14,18 +14,10 @@ from lsmha.io.paths import RunPath
 from orchestrator.loggers.tracked_run import LoggedSweep, RunLogger, Scalar, TrackedRun
 from orchestrator.run_folder.records import TrialRecord
 
-FINAL_METRICS = (
-    "val_accuracy",
-    "val_loss",
-    "test_accuracy",
-    "test_loss",
-    "latency_ms",
-    "params",
-    "macs",
-    "seconds",
-)
-"""Fields of `TrialRecord` that are logged as `final/...`, where they are known."""
-
+_OF_ANY_END = ("latency_ms", "params", "macs", "seconds")
+FINAL_METRICS = ("val_accuracy", "val_loss", "test_accuracy", "test_loss", *_OF_ANY_END)
+"""Fields of `TrialRecord` that are logged as `final/...`, where they are known; what a run measured that did not get to
+its last epoch is not final."""
 
 SWEEP = "sweep"
 """Name of the run that shows the sweep itself."""
@@ -90,13 +82,14 @@ class LoggedRuns:
             if epoch["epoch"] > self._note.steps.get(record.id, 0):
                 self._log(record.id, int(epoch["epoch"]), epoch)
                 self._noted(record.id, int(epoch["epoch"]))
-        outcome = {name: value for name in FINAL_METRICS if (value := getattr(record, name)) is not None}
+        final = FINAL_METRICS if record.completed else _OF_ANY_END
+        outcome = {name: value for name in final if (value := getattr(record, name)) is not None}
         about = {"status": record.status} | ({} if record.error is None else {"error": record.error})
         # In a step of its own: that of the last epoch may have been logged long ago, and W&B takes no step twice. It is
         # noted with the end, so that a session that is killed in between does not make the next one add a step.
         step = self._note.steps.get(record.id, 0) + 1
         self._log(record.id, step, {**{f"final/{name}": value for name, value in outcome.items()}, "config": about})
-        self._logger.log_trial_end(self._open[record.id], failed=not record.completed)
+        self._logger.log_trial_end(self._open[record.id], failed=record.failed)
         del self._open[record.id]
         self._note.ended.add(record.id)
         self._noted(record.id, step)

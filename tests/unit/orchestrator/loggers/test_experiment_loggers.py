@@ -88,12 +88,12 @@ class Sweep:
         """What the logger was told in the latest session."""
         return self.loggers[name][-1].told[1:]
 
-    def record(self, run_id: str, *, epochs: int = 2, failed: bool = False) -> TrialRecord:
+    def record(self, run_id: str, *, epochs: int = 2, failed: bool = False, stopped: bool = False) -> TrialRecord:
         record = TrialRecord(
             id=run_id,
             trial=run_id.split("-")[0],
             key=content_hash({"run": run_id}),
-            status="failed" if failed else "completed",
+            status="failed" if failed else "stopped" if stopped else "completed",
             point={"num_heads": 2, "depth": 1},
             seed=7 if "-" in run_id else 0,
             params=10,
@@ -168,6 +168,17 @@ def test_a_failed_run(sweep: Sweep) -> None:
         loggers.ended(sweep.record("t0000", epochs=0, failed=True))
     assert "'status': 'failed', 'error': 'its loss diverged'}" in sweep.told()[1]
     assert sweep.told()[2] == "t0000 fails"
+
+
+def test_what_a_stopped_run_measured_is_not_final(sweep: Sweep) -> None:
+    with sweep.session() as loggers:
+        start(loggers, "t0000")
+        loggers.ended(sweep.record("t0000", epochs=1, stopped=True))
+    starts, first, outcome, end, *_ = sweep.told()
+    assert (starts, first, end) == ("t0000 starts after 0", "t0000 1", "t0000 ends")
+    assert "'final/latency_ms': 1.5" in outcome
+    assert "'status': 'stopped'" in outcome
+    assert "accuracy" not in outcome
 
 
 def test_the_next_session_goes_on_and_catches_up(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
