@@ -70,11 +70,17 @@ def sessions_with_a_kill_between(name: str, folder: Path) -> None:
             runs.epoch_ended(run_id, epoch)
     before = note.read_bytes()
     runs.epoch_ended("t0000", CURVE[2])
-    runs.ended(record("t0001", status="failed", error="its loss diverged"), lambda: CONFIG)
+    runs.ended(
+        record("t0001", status="failed", val_accuracy=None, test_accuracy=None, error="its loss diverged"),
+        lambda: CONFIG,
+    )
     note.write_bytes(before)
 
     runs = opened()
-    runs.ended(record("t0001", status="failed", error="its loss diverged"), lambda: CONFIG)
+    runs.ended(
+        record("t0001", status="failed", val_accuracy=None, test_accuracy=None, error="its loss diverged"),
+        lambda: CONFIG,
+    )
     runs.started("t0000", CONFIG)
     runs.epoch_ended("t0000", CURVE[2])
     runs.ended(record("t0000"), lambda: CONFIG)
@@ -94,14 +100,14 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     return
 
 
-def assert_logged(run: LoggedRun) -> None:
+def assert_logged(run: LoggedRun, *, completed: bool) -> None:
     """Each epoch once, and the result as one step more."""
     assert run.metrics["val_accuracy"] == [(number, number / 8) for number in range(1, 5)]
     assert [step for step, _ in run.metrics["train_loss"]] == [1, 2, 3, 4]
     final = {name: value for name, value in run.metrics.items() if name.startswith("final/")}
+    accuracies = {"final/val_accuracy": [(5, 0.5)], "final/test_accuracy": [(5, 0.25)]}
     assert final == {
-        "final/val_accuracy": [(5, 0.5)],
-        "final/test_accuracy": [(5, 0.25)],
+        **(accuracies if completed else {}),
         "final/latency_ms": [(5, 1.5)],
         "final/params": [(5, 10)],
         "final/macs": [(5, 20)],
@@ -115,7 +121,7 @@ def test_tensorboard(tmp_path: Path) -> None:
     runs = tensorboard_runs(tmp_path / "tensorboard")
     assert set(runs) == {"t0000", "t0001", "sweep"}
     for name in ("t0000", "t0001"):
-        assert_logged(runs[name])
+        assert_logged(runs[name], completed=name == "t0000")
         assert runs[name].params == {**CONFIG}
     assert runs["sweep"].metrics["trials"] == [(1, 2.0), (2, 2.0)]
     assert runs["sweep"].images == ["ray/tune/front"]
@@ -130,7 +136,7 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = mlflow_runs(tmp_path / "run" / "mlflow.db", "watched")
     assert set(runs) == {"t0000", "t0001", "sweep"}
     for name, status, error in (("t0000", "FINISHED", ""), ("t0001", "FAILED", "its loss diverged")):
-        assert_logged(runs[name])
+        assert_logged(runs[name], completed=status == "FINISHED")
         assert runs[name].params == {key: str(value) for key, value in CONFIG.items()}
         assert (runs[name].status, runs[name].error) == (status, error)
     assert runs["sweep"].images == ["front.png"]
@@ -150,7 +156,8 @@ def test_comet_offline(tmp_path: Path) -> None:
     for name, status in (("t0000", "completed"), ("t0001", "failed")):
         last = runs[name][-1]
         assert [step for step, _ in last.metrics["val_accuracy"]] == [3, 4]
-        assert last.metrics["final/test_accuracy"] == [(5, 0.25)]
+        assert last.metrics["final/latency_ms"] == [(5, 1.5)]
+        assert ("final/test_accuracy" in last.metrics) == (status == "completed")
         assert (last.params["learning_rate"], last.params["status"]) == (0.5, status)
     assert [session.images for session in runs["sweep"]] == [["front"], ["front"]]
 
