@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty
-from tempfile import TemporaryDirectory
 from threading import Event, Thread
 from types import TracebackType
 
@@ -22,6 +21,7 @@ from ray import tune
 from typing_extensions import Self
 
 from lsmha.io.paths import RunPath
+from lsmha.io.scratch import scratch_folder
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.retry_policy import MAX_ATTEMPTS, Decision, decide
 from orchestrator.execution.training_job import (
@@ -181,7 +181,7 @@ class TuneEngine:
             trainable = tune.with_parameters(TrainingTrial, arrays=[self._arrays], storage=self._storage)
             trainable.__qualname__ = TrainingTrial.__name__  # by which Ray calls its processes
             # Records are what is kept; this is what Ray Tune insists on writing at the end.
-            with TemporaryDirectory(prefix="lsmha-tune-", ignore_cleanup_errors=True) as folder:
+            with scratch_folder("lsmha-tune-") as folder:
                 tune.Tuner(
                     trainable,
                     tune_config=tune.TuneConfig(
@@ -194,7 +194,7 @@ class TuneEngine:
                     ),
                     run_config=tune.RunConfig(
                         name="trials",
-                        storage_path=folder,
+                        storage_path=str(folder),
                         callbacks=[NewsCallback(self._queue)],
                         failure_config=tune.FailureConfig(max_failures=0),  # `retry_policy` decides
                         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
