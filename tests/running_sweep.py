@@ -89,7 +89,9 @@ class Session:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._files = log.with_suffix(".out"), log.with_suffix(".err")
-        variables = {**(environment or {}), "RAY_ADDRESS": address}
+        # Set by Ray when it starts a cluster; the server that forks may have been there before.
+        token = {name: value for name, value in os.environ.items() if name == "RAY_AUTH_MODE"}
+        variables = {**token, **(environment or {}), "RAY_ADDRESS": address}
         self.process = _forkserver.Process(
             target=_command, args=([str(argument) for argument in arguments], self._files, variables, fault)
         )
@@ -118,12 +120,15 @@ class Session:
 
 
 def _command(arguments: list[str], files: tuple[Path, Path], environment: dict[str, str], fault: Fault | None) -> None:
+    import ray
+
     from orchestrator import cli
 
     os.setsid()
     for descriptor, file in zip((1, 2), files, strict=True):
         os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
     os.environ.update(environment)
+    ray._raylet.Config.initialize("")  # it has read the environment when it was imported
     sys.argv = [cli.__file__, *arguments]
     if fault is not None:
         fault.install_in_driver()

@@ -158,10 +158,8 @@ class _LoggerThread:
 
 
 def _front_as_png(ledger: Ledger) -> bytes | None:
-    with (
-        suppress(Exception),
-        TemporaryDirectory() as folder,
-    ):  # what is wrong with it, the artifacts of the run will say
+    # What is wrong with it, the artifacts of the run will say.
+    with suppress(Exception), TemporaryDirectory() as folder:
         plot = Path(folder, "front.png")
         plot_front(ledger, plot)
         return plot.read_bytes()
