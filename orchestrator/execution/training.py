@@ -33,7 +33,8 @@ def train_jobs(
 ) -> Iterator[list[TrainingEvent]]:
     """Train jobs, those that differ by their seeds alone together where that is possible, else one after another.
 
-    Yields what happened, after each epoch, the last time with the end of the last job. Failures that are foreseen, and
+    Yields what happened, before the first epoch of a job that goes on, and after each epoch, the last time with the end
+    of the last job. Failures that are foreseen, and
     come again however often a run is tried (divergence, settings that do not fit), are told; other exceptions
     propagate.
     """
@@ -53,7 +54,9 @@ def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iter
         trainer = Trainer(job.model, job.train, dataset, device=device, memory=free_memory(device))
         trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
         state = trainer.state
-        events += _resumed(job, state)
+        if 0 < state.epoch < job.train.epochs:
+            yield [*events, _resumed(job, state)]
+            events = []
         while state.epoch < job.train.epochs:
             metrics = trainer.run_epoch()
             if state.ranks.leads:
@@ -96,8 +99,9 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
     utilization = UtilizationMeter(device)
     failed: set[str] = set()
 
-    for job, state in zip(jobs, trainer.states, strict=True):
-        events += _resumed(job, state)
+    if 0 < trainer.states[0].epoch < jobs[0].train.epochs:
+        yield [*events, *map(_resumed, jobs, trainer.states)]
+        events = []
 
     def goes_on() -> bool:
         return trainer.states[0].epoch < jobs[0].train.epochs and len(failed) < len(jobs)
@@ -123,8 +127,8 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
     yield events
 
 
-def _resumed(job: TrainingJob, state: TrainState) -> list[TrainingEvent]:
-    return [Resumed(job.id, _curve(state))] if 0 < state.epoch < job.train.epochs else []
+def _resumed(job: TrainingJob, state: TrainState) -> Resumed:
+    return Resumed(job.id, _curve(state))
 
 
 def _curve(state: TrainState) -> tuple[Metrics, ...]:

@@ -145,15 +145,19 @@ class WarmScheduler(FIFOScheduler):
         stopping, events = self._queue.early_stopping, result["events"]
         if stopping is None or len(trial.config["jobs"]) > 1:
             return TrialScheduler.CONTINUE
-        decision = TrialScheduler.CONTINUE
         for event in tuple(events):
             match event:
-                case Resumed():
-                    stopping.remember(event.job_id, event.curve)
-                case EpochEnded() if stopping.stops(event.job_id, event.metrics):
-                    events.append(Stopped(event.job_id))
-                    decision = TrialScheduler.STOP
-        return decision
+                case Resumed(curve=(*before, latest)):
+                    stopping.remember(event.job_id, before)
+                    stops = stopping.stops(event.job_id, latest)  # maybe it was killed before it heard
+                case EpochEnded():
+                    stops = stopping.stops(event.job_id, event.metrics)
+                case _:
+                    continue
+            if stops:
+                events.append(Stopped(event.job_id))
+                return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None by name: Ray Tune starts those that are pending, in order, without a walk through all that ever were.

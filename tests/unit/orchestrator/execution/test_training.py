@@ -34,7 +34,7 @@ def losses(told: list[list[TrainingEvent]]) -> list[float]:
     return [event.metrics["val_loss"] for events in told for event in events if isinstance(event, EpochEnded)]
 
 
-EPOCH, LAST_EPOCH = [("a", "EpochEnded")], [("a", "EpochEnded"), ("a", "Completed")]
+RESUMED, EPOCH, LAST_EPOCH = [("a", "Resumed")], [("a", "EpochEnded")], [("a", "EpochEnded"), ("a", "Completed")]
 
 
 def test_each_epoch_is_told_and_the_end_with_the_last(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_nothing_is_trained_before_somebody_asks(tmp_path: Path) -> None:
     one = job(tmp_path)
     told(one, steps=1)
     assert checkpoint_files(one.checkpoint)
-    assert kinds(told(one)) == [[("a", "Resumed"), *EPOCH], LAST_EPOCH]  # one of three was trained before
+    assert kinds(told(one)) == [RESUMED, EPOCH, LAST_EPOCH]  # one of three was trained before
 
 
 def test_a_break_changes_nothing(tmp_path: Path) -> None:
@@ -63,14 +63,14 @@ def test_a_run_that_has_nothing_left_to_train_is_completed(tmp_path: Path) -> No
     assert kinds(told(job(tmp_path))) == [[("a", "Completed")]]
 
 
-def test_damage_is_told_with_the_first_epoch(tmp_path: Path) -> None:
+def test_damage_is_told_before_the_first_epoch(tmp_path: Path) -> None:
     told(job(tmp_path), steps=2)
     newest = tmp_path / "a.pt"
     newest.write_bytes(newest.read_bytes()[:-9])
     (first, *_) = told(job(tmp_path))
     assert isinstance(first[0], Warned)
     assert "a.pt is damaged" in first[0].message
-    assert [type(event) for event in first[1:]] == [Resumed, EpochEnded]
+    assert [type(event) for event in first[1:]] == [Resumed]
 
 
 def test_seeds_are_trained_together(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_seeds_that_were_broken_off_at_different_epochs_are_trained_one_by_one(t
     told(job(tmp_path, "a", seed=0), steps=1)
     found = kinds(told(job(tmp_path, "a", seed=0), job(tmp_path, "b", seed=1)))
     of_b = [[("b", kind) for _, kind in events] for events in (EPOCH, EPOCH, LAST_EPOCH)]
-    assert found == [[("a", "Resumed"), *EPOCH], LAST_EPOCH, *of_b]
+    assert found == [RESUMED, EPOCH, LAST_EPOCH, *of_b]
 
 
 def test_what_is_not_foreseen_passes(tmp_path: Path) -> None:

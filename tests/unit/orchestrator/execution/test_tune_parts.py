@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.config.sweep import ResourcesConfig
-from orchestrator.execution.training_job import Started, TrainingJob
+from orchestrator.execution.training_job import EpochEnded, Resumed, Started, Stopped, TrainingJob, Warned
 from orchestrator.execution.tune_parts import (
     FitEnded,
     NewsCallback,
@@ -142,3 +142,38 @@ def test_a_failure_comes_with_its_cause_and_its_nodes(queue: TrialQueue, tmp_pat
 def test_none_of_it_is_in_the_state_of_ray_tune(queue: TrialQueue, searcher: QueueSearcher) -> None:
     for part in (searcher, NewsCallback(queue), WarmScheduler(queue)):
         assert b"TrialQueue" not in pickle.dumps(part)
+
+
+class EndsAt:
+    """Stops a run at an epoch, and keeps what it was to remember."""
+
+    def __init__(self, epoch: int) -> None:
+        self._epoch = epoch
+        self.remembered: list[int] = []
+
+    def stops(self, run_id: str, metrics: Any) -> bool:
+        return bool(metrics["epoch"] == self._epoch)
+
+    def remember(self, run_id: str, curve: Any) -> None:
+        self.remembered += [metrics["epoch"] for metrics in curve]
+
+
+def test_a_run_is_stopped_after_its_epoch_or_when_it_would_go_on_after_it(queue: TrialQueue) -> None:
+    scheduler, one = WarmScheduler(queue), SimpleNamespace(config={"jobs": jobs("a")})
+    first, second, third = ({"epoch": number} for number in (1, 2, 3))
+
+    def told(*events: Any) -> tuple[str, list[Any]]:
+        result = {"events": list(events)}
+        return scheduler.on_trial_result(None, one, result), result["events"]
+
+    assert told(EpochEnded("a", second)) == ("CONTINUE", [EpochEnded("a", second)])  # nobody stops any
+    queue.early_stopping = stopping = EndsAt(2)  # type: ignore[assignment]
+    assert told(Started("a"))[0] == "CONTINUE"
+    assert told(EpochEnded("a", first))[0] == "CONTINUE"
+    assert told(EpochEnded("a", second)) == ("STOP", [EpochEnded("a", second), Stopped("a")])
+    # The session was killed before the stop was recorded.
+    assert told(Warned("a", "damaged"), Resumed("a", (first, second)))[0] == "STOP"
+    assert stopping.remembered == [1]
+    assert told(Resumed("a", (first, second, third)))[0] == "CONTINUE"
+    together = SimpleNamespace(config={"jobs": jobs("a", "b")})
+    assert scheduler.on_trial_result(None, together, {"events": [EpochEnded("a", second)]}) == "CONTINUE"
