@@ -102,15 +102,18 @@ def test_a_killed_rank_controller_or_leader_costs_no_epoch(sweep: Callable[..., 
     session.wait_until(lambda: own_processes("TrainController"))
     (leader,) = own_processes("ray::TrainingTrial")
     os.kill(leader, signal.SIGKILL)
-    before = {}
-    # The deepest network begins, as in all batches.
-    for trial, title in (("t0002", "RayTrainWorker"), ("t0001", "TrainController"), ("t0000", "ray::TrainingTrial")):
-        checkpoint = ranks.run / "checkpoints" / f"{trial}.pt"
-        session.wait_until(checkpoint.exists)
+    before: dict[str, list[dict[str, float]]] = {}
+    for title in ("RayTrainWorker", "TrainController", "ray::TrainingTrial"):
+
+        def checkpoint_of_another() -> list[Path]:
+            """Of the trial under way, if it was not struck yet."""
+            return [path for path in (ranks.run / "checkpoints").glob("t????.pt") if path.stem not in before]
+
+        (checkpoint,) = session.wait_until(checkpoint_of_another)
         *_, process = session.wait_until(lambda title=title: own_processes(title))
         os.kill(process, signal.SIGKILL)
         state, _ = load_state(checkpoint, map_location="cpu")
-        before[trial] = state["history"]
+        before[checkpoint.stem] = state["history"]
         assert 1 <= len(state["history"]) < epochs
     ended = session.wait(300)
     assert ended.code == 0, ended
