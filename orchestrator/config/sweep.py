@@ -398,6 +398,10 @@ class SweepConfig(RunConfig):
         """`search.grace_epochs`, or its default."""
         return self.search.grace_epochs or max(1, math.ceil(self.train.warmup_epochs))
 
+    def finalist_recipe(self, train: TrainConfig, seed: int) -> TrainConfig:
+        """That of a finalist with a seed, whose trial had the recipe `train`."""
+        return train.model_copy(update={"seed": seed, "epochs": self.finalist_epochs()})
+
     def finalist_epochs(self) -> int:
         """Epochs of a finalist's training run."""
         return self.finalists.epochs or self.train.epochs

@@ -89,8 +89,7 @@ class ExperimentLoggers:
 
     def started(self, run_id: str, trial: str, model: ModelConfig, train: TrainConfig) -> None:
         """A training run with the configuration of `trial` begins, maybe not for the first time."""
-        config = hyperparameters(trial, model, train)
-        self._tell(lambda runs: runs.started(run_id, config))
+        self._tell(lambda runs: runs.started(run_id, hyperparameters(trial, model, train)))
 
     def epoch_ended(self, run_id: str, metrics: Mapping[str, Any]) -> None:
         """A running one did an epoch."""
@@ -107,8 +106,7 @@ class ExperimentLoggers:
     def _hyperparameters(self, record: TrialRecord) -> Mapping[str, Scalar]:
         model, train = self._space.build(record.point)
         if record.is_finalist:
-            epochs = self._ledger.config.finalist_epochs()
-            train = train.model_copy(update={"seed": record.seed, "epochs": epochs})
+            train = self._ledger.config.finalist_recipe(train, record.seed)
         return hyperparameters(record.trial, model, train)
 
 

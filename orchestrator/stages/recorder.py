@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -126,39 +126,25 @@ class Recorder:
         )
 
     def _stop(self, entry: Entry) -> None:
-        curve = [dict(epoch) for epoch in entry.curve.values()]
+        curve = list(entry.curve.values())
         if problem := next(filter(None, map(bad_metric, curve)), None):
             self.fail(entry.job.id, Failure(problem, "metrics"))
             return
-        last = curve[-1]
-        self._record(
-            entry,
-            status="stopped",
-            epochs=last["epoch"],
-            seconds=sum(epoch["seconds"] for epoch in curve),
-            val_accuracy=last["val_accuracy"],
-            val_loss=last["val_loss"],
-            curve=curve,
-        )
+        self._record(entry, status="stopped", **_reached(curve))
 
     def _end(self, entry: Entry, result: TrainingResult) -> None:
         failure = _problem_of(result, entry.job)
         if failure is not None:
             self.fail(entry.job.id, failure)
             return
-        last = result.curve[-1]
         self._record(
             entry,
             status="completed",
-            epochs=last["epoch"],
-            seconds=sum(epoch["seconds"] for epoch in result.curve),
-            val_accuracy=last["val_accuracy"],
-            val_loss=last["val_loss"],
+            **_reached(result.curve),
             **(result.test or {}),
             precision=result.precision,
             attention=result.attention,
             train_device=result.device,
-            curve=[dict(epoch) for epoch in result.curve],
         )
 
     def _record(self, entry: Entry, **outcome: Any) -> None:
@@ -182,6 +168,18 @@ class Recorder:
         self._progress.ended(record)
         self._metrics.ended(record)
         self._loggers.ended(record)
+
+
+def _reached(curve: Sequence[Metrics]) -> dict[str, Any]:
+    """What a record says of a run that ended well with the last of these epochs."""
+    last = curve[-1]
+    return {
+        "epochs": last["epoch"],
+        "seconds": sum(epoch["seconds"] for epoch in curve),
+        "val_accuracy": last["val_accuracy"],
+        "val_loss": last["val_loss"],
+        "curve": [dict(epoch) for epoch in curve],
+    }
 
 
 def _problem_of(result: TrainingResult, job: TrainingJob) -> Failure | None:

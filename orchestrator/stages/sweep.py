@@ -140,7 +140,7 @@ class Sweep:
             model, train = self.space.build(record.point)
             for seed in config.seeds:
                 run_id = finalist_id(record.id, seed)
-                recipe = train.model_copy(update={"seed": seed, "epochs": self.config.finalist_epochs()})
+                recipe = self.config.finalist_recipe(train, seed)
                 key = self._key(model, recipe)
                 if (before := self.ledger.ended(run_id, key)) is not None:
                     ended.append(before)
