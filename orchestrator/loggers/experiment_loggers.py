@@ -35,8 +35,10 @@ _ELSEWHERE = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_DIR"}
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "COMET_DISABLE_AUTO_LOGGING": "1", "COMET_LOGGING_CONSOLE": "ERROR"}
 """What packages read as they are imported, and a user may set otherwise: they send and print only what is logged."""
 
-WAIT_S, BRIEF_WAIT_S = 30.0, 20.0
+WAIT_S, BRIEF_WAIT_S = 30.0, 3.0
 """How long a session that ends waits for its loggers, and how long one that is broken off."""
+LEAVING_S = 10.0
+"""How long a logger that is not waited for any longer may take to end the step that it is in."""
 
 
 def check_loggers(names: Sequence[str], folder: RunPath | None = None) -> None:
@@ -116,7 +118,7 @@ class _LoggerThread:
     def __init__(self, name: str, ledger: Ledger, say: Callable[[str], None]) -> None:
         self._name, self._ledger, self._say = name, ledger, say
         self._work: SimpleQueue[Callable[[LoggedRuns], None] | None] = SimpleQueue()
-        self._abandoned = False
+        self._left_behind = threading.Event()
         self._thread = threading.Thread(target=self._do, name=f"logger-{name}", daemon=True)
         self._thread.start()
 
@@ -125,21 +127,23 @@ class _LoggerThread:
             self._work.put(work)
 
     def end(self, deadline: float) -> None:
-        """Let it finish until then."""
+        """Let it finish until then; what it has not done by then, it leaves."""
         self._work.put(None)
         self._thread.join(max(0, deadline - time.monotonic()))
         if self._thread.is_alive():
-            self._abandoned = True
+            self._left_behind.set()
             self._say(f"{self._name} has not taken all yet: the next session makes up for it")
+            # One that is still at work with Ray when the session leaves it would end the process with another code.
+            self._thread.join(LEAVING_S)
 
     def _do(self) -> None:
         runs = None
         try:
             runs = self._opened()
-            while (work := self._work.get()) is not None and not self._abandoned:
+            while (work := self._work.get()) is not None and not self._left_behind.is_set():
                 work(runs)
         except Exception as error:
-            if not self._abandoned:
+            if not self._left_behind.is_set():
                 self._say(f"{self._name} logs no more, the next session makes up for it: {describe_error(error)}")
                 with suppress(Exception):
                     if runs is not None:
@@ -150,7 +154,7 @@ class _LoggerThread:
             os.environ.setdefault(variable, value)
         folder = self._ledger.folder.absolute()
         note = LogNote(folder / "loggers" / f"{self._name}.json")
-        sweep = LoggedSweep(note.sweep_id, self._ledger.config.name, folder)
+        sweep = LoggedSweep(note.sweep_id, self._ledger.config.name, folder, self._left_behind)
         # Only here: the packages behind them take seconds to load, and need not be there.
         return LoggedRuns(note, sweep, importlib.import_module(f"orchestrator.loggers.{self._name}").Logger(sweep))
 

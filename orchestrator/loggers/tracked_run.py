@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ class LoggedSweep:
     """Hex digits: another one for each run folder, the same in all sessions."""
     name: str
     folder: RunPath
+    left_behind: threading.Event = field(default_factory=threading.Event, compare=False)
+    """Set once the session no longer waits for the logger: it raises instead of waiting for anything."""
 
 
 @dataclass(eq=False)

@@ -20,6 +20,7 @@ class Logger(WandbLoggerCallback):
     """Ray's callback, by which two actors without a CPU log each run that trains; W&B takes each step of a run once."""
 
     def __init__(self, sweep: LoggedSweep) -> None:
+        self._left_behind = sweep.left_behind
         self._folder = os.environ.get("WANDB_DIR") or str(sweep.folder)
         project = os.environ.get("WANDB_PROJECT", sweep.name)
         super().__init__(project, resume="allow", reinit="finish_previous", dir=self._folder)
@@ -42,7 +43,7 @@ class Logger(WandbLoggerCallback):
         """Wait for its actor, so that there are no more of them than runs, and raise what went wrong there."""
         logged = self._trial_logging_futures[trial]
         self._signal_logging_actor_stop(trial)
-        ray.get(logged)
+        self._wait_for([logged])
         self._cleanup_logging_actors()
 
     def log_front(self, step: int, trial: Any, png: bytes) -> None:
@@ -53,5 +54,12 @@ class Logger(WandbLoggerCallback):
         self._signal_logging_actor_stop(trial)
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
-        ray.get(list(self._trial_logging_futures.values()))
+        self._wait_for(list(self._trial_logging_futures.values()))
         self._cleanup_logging_actors()
+
+    def _wait_for(self, logged: list[Any]) -> None:
+        # Never for long inside Ray: it must not be shut down meanwhile.
+        while ray.wait(logged, num_returns=len(logged), timeout=0.2)[1]:
+            if self._left_behind.is_set():
+                raise TimeoutError("W&B takes longer than the session waits")
+        ray.get(logged)
