@@ -471,7 +471,7 @@ def main() -> None:
         "trial of n epochs has n + 1 results. What the controller could take is what its thread alone would, with a "
         "CPU to itself; with the shortest epoch in the last column, so many trials at a time keep it busy for half of "
         "the time. Spreads are medians, with the lowest and the highest in brackets.",
-        command="python benchmarks/scale.py",
+        command=f"python benchmarks/scale.py --at-a-time {' '.join(map(str, options.at_a_time))}",
         tables=[trials_table(sessions), results_table(sessions)],
         results={
             "sessions": [session for session, _ in sessions],
