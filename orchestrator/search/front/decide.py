@@ -1,0 +1,107 @@
+"""What to train next, and how far: the segments of most expected gain for each epoch that they still cost."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+
+from orchestrator.search.front.curve_model import Prediction, predict_final
+from orchestrator.search.front.gain import Reference, Staircase
+from orchestrator.search.front.problem import FrontProblem, Segment
+
+SCREENED, SCREENED_FEWEST = 0.3, 16
+"""How much of a space the first rung is trained of at first, and how many points at least."""
+STARTED, STARTED_FEWEST = 0.04, 5
+"""The same where there is but one rung, so that each costs all its epochs."""
+ANCHORS = 3
+"""Points that are then trained to their end, each of another range of costs."""
+
+
+def decide(
+    problem: FrontProblem,
+    scores: np.ndarray,
+    pending: Mapping[int, int],
+    *,
+    seed: int,
+    excluded: Collection[int] = (),
+    asked: Collection[int] = (),
+) -> list[Segment]:
+    """The next segments, which can be trained in any order; none where it has to wait for pending ones, or all is done.
+
+    The same arguments give the same segments, whatever the order in which the scores arrived.
+
+    1. The screen: of each range of costs one point is trained to the first rung.
+    2. The anchors: of the screened in three ranges of costs the best are trained to their end.
+    3. From then on, one segment at a time: final scores are predicted, and the point of most expected gain for each
+       epoch that is left to its end is trained to its next rung. Points that are pending are believed to end as
+       predicted.
+
+    Args:
+        problem: Of n points.
+        scores: At each rung, the higher the better, (n, rungs); NaN where a point has not got there.
+        pending: The epoch to which each point is being trained that is.
+        seed: Of the screen.
+        excluded: Points that cannot be trained.
+        asked: Points that were to be trained anyway: neither screened nor anchors.
+    """
+    points = np.arange(len(problem))
+    level = (~np.isnan(scores)).sum(axis=1)
+    usable, chosen = ~np.isin(points, list(excluded)), ~np.isin(points, list(asked))
+    # How far each will have got once what is pending has ended.
+    reach = level.copy()
+    for point, epoch in pending.items():
+        reach[point] = max(reach[point], problem.level(epoch))
+    if not reach[usable & chosen].any():
+        return _screen(problem, seed, np.flatnonzero(usable & chosen))
+    if not level[usable].any():
+        return []
+    if len(problem.rungs) > 1 and reach[usable & chosen].max() == 1:
+        screened = np.flatnonzero(usable & chosen & (level == 1))
+        return [] if set(pending) - set(asked) else _anchors(problem, scores[:, 0], screened)
+    return _most_gain(problem, level, predict_final(problem, scores), pending, usable)
+
+
+def _screen(problem: FrontProblem, seed: int, usable: np.ndarray) -> list[Segment]:
+    if len(usable) == 0:
+        return []
+    share, fewest = (SCREENED, SCREENED_FEWEST) if len(problem.rungs) > 1 else (STARTED, STARTED_FEWEST)
+    order = usable[np.argsort(problem.cost[usable], kind="stable")]
+    bins = np.array_split(order, min(len(order), max(fewest, round(share * len(order)))))
+    rng = np.random.default_rng(seed)
+    return [Segment(point, 0, problem.rungs[0], "screen") for point in sorted(int(rng.choice(part)) for part in bins)]
+
+
+def _anchors(problem: FrontProblem, first: np.ndarray, screened: np.ndarray) -> list[Segment]:
+    order = screened[np.argsort(problem.cost[screened], kind="stable")]
+    best = [int(part[np.argmax(first[part])]) for part in np.array_split(order, ANCHORS) if len(part)]
+    return [Segment(point, problem.rungs[0], problem.epochs, "anchor") for point in best]
+
+
+def _most_gain(
+    problem: FrontProblem, level: np.ndarray, predicted: Prediction, pending: Mapping[int, int], usable: np.ndarray
+) -> list[Segment]:
+    taken = usable & (level == len(problem.rungs))
+    taken[list(pending)] = True
+    free = np.flatnonzero(usable & ~taken)
+    if len(free) == 0:
+        return []
+    reference = Reference.behind(problem.cost[usable], predicted.mean[usable])
+    stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
+    gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
+    epochs = np.array([0, *problem.rungs])[level[free]]
+    best = np.lexsort((problem.cost[free], -gain / (problem.epochs - epochs)))[
+        0
+    ]  # of equal ones the cheapest, the first
+    point = int(free[best])
+    return [
+        Segment(
+            point,
+            int(epochs[best]),
+            problem.rungs[level[point]],
+            "gain",
+            mean=float(predicted.mean[point]),
+            sd=float(predicted.sd[point]),
+            gain=float(gain.max()) / max(stairs.hypervolume, 1e-12),
+        )
+    ]

@@ -1,0 +1,143 @@
+"""The decisions of a search, one after another, in an order that chance has no part in.
+
+Which of two training runs ends first depends on the machine. So a decision does not use whatever results are there: it
+uses those that would be there if so many workers trained at speeds that are known beforehand, and where reality is
+behind, it waits for them. Given the same results, decisions are then the same, on a busy machine, after a break, and in
+a replay from tables.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.search.front.problem import FrontProblem, Segment, no_scores
+
+Strategy = Callable[..., list[Segment]]
+"""`decide`, or another with its arguments but for the seed: (problem, scores, pending, excluded=..., asked=...)."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Segments that were decided on together."""
+
+    number: int
+    """Larger than those of the decisions before; from 0."""
+    at: float
+    """When it would have been made, in the time of the planner."""
+    segments: tuple[Segment, ...]
+
+
+class Planner:
+    """Makes decisions, or takes over those made earlier.
+
+    Args:
+        problem: The space.
+        strategy: Says what is next.
+        workers: Trials at a time.
+        epoch_cost: How long an epoch takes at each point, (n,), in any unit: good enough to tell short from long.
+        max_epochs: No decision goes beyond; None for no limit.
+        min_gain: Once no point is expected to gain more, over the hypervolume, nothing more is decided.
+        asked: Points to train to their end first.
+    """
+
+    def __init__(
+        self,
+        problem: FrontProblem,
+        strategy: Strategy,
+        *,
+        workers: int,
+        epoch_cost: np.ndarray,
+        max_epochs: int | None = None,
+        min_gain: float = 0.0,
+        asked: Sequence[int] = (),
+    ) -> None:
+        self.problem = problem
+        self.decisions: list[Decision] = []
+        self.ended = False
+        """Whether there is nothing more to decide."""
+        self.expected_gain: float | None = None
+        """Of the best point at the latest decision, also if it was not worth it; None before there was any."""
+        self._strategy, self._epoch_cost = strategy, epoch_cost
+        self._max_epochs, self._min_gain = max_epochs, min_gain
+        self._asked = tuple(asked)
+        self._scores = no_scores(problem)
+        """What decisions may use now, at each rung, (n, rungs)."""
+        self._failed: set[int] = set()
+        self._results: dict[tuple[int, int], float | None] = {}
+        """All that was told, by point and epoch."""
+        self._under_way: list[tuple[float, int, int]] = []
+        """When each segment would end, its point and its last epoch: a heap."""
+        # One in four more than train, so that a worker that is faster than planned has something to do.
+        self._free = [0.0] * (workers + max(1, workers // 4))
+        self._now = 0.0
+
+    @property
+    def epochs(self) -> int:
+        """What all decisions cost together."""
+        return sum(segment.epochs for decision in self.decisions for segment in decision.segments)
+
+    def adopt(self, decision: Decision) -> None:
+        """Take over a decision that was made earlier, as the next one."""
+        self._now = max(self._now, decision.at)
+        for segment in decision.segments:
+            begins = max(heapq.heappop(self._free), self._now)
+            ends = begins + segment.epochs * float(self._epoch_cost[segment.point])
+            heapq.heappush(self._free, ends)
+            heapq.heappush(self._under_way, (ends, segment.point, segment.to_epoch))
+        self.decisions.append(decision)
+        self._now = max(self._now, self._free[0])
+
+    def tell(self, point: int, epoch: int, score: float | None) -> None:
+        """What a point scored at a rung; None if it failed before it got there."""
+        self._results[point, epoch] = score
+
+    def next(self) -> Decision | None:
+        """The next decision; None where results are missing that it depends on, or the search has `ended`."""
+        while not self.ended and self._caught_up():
+            pending = {point: epoch for _, point, epoch in self._under_way}
+            segments = self._decide(pending)
+            if self._is_too_dear(segments):
+                self.ended = True
+            elif segments and not self._is_too_little(segments):
+                number = self.decisions[-1].number + 1 if self.decisions else 0
+                decision = Decision(number, self._now, tuple(segments))
+                self.adopt(decision)
+                return decision
+            elif self._under_way:
+                self._now = self._under_way[0][0]
+            else:
+                self.ended = True
+        return None
+
+    def _caught_up(self) -> bool:
+        """Take note of what would be known by now; False where it is not."""
+        while self._under_way and self._under_way[0][0] <= self._now:
+            _, point, end = self._under_way[0]
+            if (point, end) not in self._results:
+                return False
+            heapq.heappop(self._under_way)
+            for level, rung in enumerate(self.problem.rungs):
+                score = self._results.get((point, rung)) if rung <= end else None
+                if score is not None:
+                    self._scores[point, level] = score
+            if self._results[point, end] is None:
+                self._failed.add(point)
+        return True
+
+    def _decide(self, pending: Mapping[int, int]) -> list[Segment]:
+        if self._asked and not self.decisions:
+            return [Segment(point, 0, self.problem.epochs, "asked") for point in self._asked]
+        segments = self._strategy(self.problem, self._scores, pending, excluded=self._failed, asked=self._asked)
+        self.expected_gain = max((s.gain for s in segments if s.gain is not None), default=self.expected_gain)
+        return segments
+
+    def _is_too_dear(self, segments: Sequence[Segment]) -> bool:
+        cost = self.epochs + sum(segment.epochs for segment in segments)
+        return self._max_epochs is not None and cost > self._max_epochs
+
+    def _is_too_little(self, segments: Sequence[Segment]) -> bool:
+        return any(segment.gain is not None and segment.gain < self._min_gain for segment in segments)

@@ -1,0 +1,124 @@
+"""What a search for a front knows before it trains anything, and what it can ask for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+LENGTHS = (0.5, 1.0, 2.0, 4.0)
+"""Length scales of the kernels."""
+COST_WEIGHTS = (0.0, 0.5)
+"""How much what a network costs counts in a kernel, beside the searched values."""
+
+
+@dataclass(frozen=True)
+class FrontProblem:
+    """A finite space of n points with two objectives: a cost, known of each, to keep low, and a score to train for.
+
+    Raises:
+        ValueError: The arrays do not fit together, a cost is not finite and positive, or the rungs do not ascend.
+    """
+
+    cost: np.ndarray
+    """Latency, say, of each point, (n,)."""
+    structure: np.ndarray
+    """The searched values, each between 0 and 1, (n, features)."""
+    cost_features: np.ndarray
+    """Latency, parameters and so on, each on a scale of unit spread, (n, cost features)."""
+    rungs: tuple[int, ...]
+    """Epochs after which a training run may pause, ascending; the last one is its end."""
+
+    def __post_init__(self) -> None:
+        n = len(self.cost)
+        if self.cost.shape != (n,) or not (np.isfinite(self.cost) & (self.cost > 0)).all():
+            raise ValueError(f"cost must be (n,), finite and positive, but got {self.cost!r}")
+        for name, features in (("structure", self.structure), ("cost_features", self.cost_features)):
+            if features.ndim != 2 or len(features) != n or not np.isfinite(features).all():
+                raise ValueError(f"{name} must be ({n}, features) and finite, but has the shape {features.shape}")
+        if not self.rungs or any(low >= high for low, high in zip((0, *self.rungs), self.rungs, strict=False)):
+            raise ValueError(f"rungs must ascend from 1, but got {self.rungs}")
+
+    def __len__(self) -> int:
+        return len(self.cost)
+
+    @property
+    def epochs(self) -> int:
+        """What a run to the end takes."""
+        return self.rungs[-1]
+
+    def level(self, epochs: int) -> int:
+        """How many rungs a run with so many epochs has behind it."""
+        return sum(rung <= epochs for rung in self.rungs)
+
+    @cached_property
+    def kernels(self) -> dict[tuple[float, float], np.ndarray]:
+        """Correlations of all points with one another, (n, n), by length scale and weight of the cost features."""
+        found = {}
+        for weight in COST_WEIGHTS:
+            features = np.hstack([self.structure, weight * self.cost_features])
+            distance = cdist(features, features)
+            for length in LENGTHS:
+                found[length, weight] = _matern52(distance / length)
+        return found
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a training run that was decided on."""
+
+    point: int
+    from_epoch: int
+    to_epoch: int
+    why: Literal["asked", "screen", "anchor", "gain", "rank"]
+    """As somebody asked for it; to see a part of every range of costs; to see whole curves; for the expected gain of
+    the front; or, of another strategy, for its rank among those that got as far."""
+    mean: float | None = None
+    """What the point was expected to score in the end; None before there was anything to expect it from."""
+    sd: float | None = None
+    """Standard deviation of that."""
+    gain: float | None = None
+    """Expected gain, over the hypervolume of the front as it was."""
+
+    @property
+    def epochs(self) -> int:
+        """What it costs."""
+        return self.to_epoch - self.from_epoch
+
+
+def default_rungs(epochs: int, *, warmup: float, factor: int = 3, fewest_epochs: int = 9) -> tuple[int, ...]:
+    """A third of the epochs, a third of that, and so on, as long as the warm-up is over by then.
+
+    Runs of less than `fewest_epochs` have no rung but their end: so short, they tell little before.
+    """
+    rungs = [epochs]
+    while epochs >= fewest_epochs:
+        rung = round(epochs / factor ** len(rungs))
+        if rung < max(1, math.ceil(warmup)):
+            break
+        rungs.append(rung)
+    return tuple(sorted(set(rungs)))
+
+
+def no_scores(problem: FrontProblem) -> np.ndarray:
+    """Scores at each rung, (n, rungs), before anything was trained."""
+    return np.full((len(problem), len(problem.rungs)), np.nan)
+
+
+def unit_spread(columns: Sequence[np.ndarray]) -> np.ndarray:
+    """Positive columns, (n,) each, as features: logarithms without mean, of unit standard deviation, (n, columns)."""
+    if not columns:
+        return np.empty((0, 0))
+    logs = np.log(np.stack(columns, axis=1))
+    return np.asarray((logs - logs.mean(axis=0)) / np.maximum(logs.std(axis=0), 1e-12))
+
+
+def _matern52(distance: np.ndarray) -> np.ndarray:
+    """Matérn correlation for nu = 5/2 (Rasmussen and Williams 2006, eq. 4.17)."""
+    scaled = math.sqrt(5) * distance
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

@@ -1,0 +1,122 @@
+"""What is trained next, by hand-made situations."""
+
+from __future__ import annotations
+
+import numpy as np
+from made_up_curves import RUNGS, problem_of, scores_of
+
+from orchestrator.search.front.decide import decide
+from orchestrator.search.front.problem import default_rungs, no_scores
+
+PROBLEM = problem_of()
+SCORES = scores_of(PROBLEM)
+
+
+def screened() -> np.ndarray:
+    scores = no_scores(PROBLEM)
+    for segment in decide(PROBLEM, scores, {}, seed=0):
+        scores[segment.point, 0] = SCORES[segment.point, 0]
+    return scores
+
+
+def anchored() -> np.ndarray:
+    scores = screened()
+    for segment in decide(PROBLEM, scores, {}, seed=0):
+        scores[segment.point] = SCORES[segment.point]
+    return scores
+
+
+def test_at_first_one_point_of_each_range_of_costs_begins() -> None:
+    segments = decide(PROBLEM, no_scores(PROBLEM), {}, seed=0)
+    assert {(segment.from_epoch, segment.to_epoch, segment.why) for segment in segments} == {(0, 1, "screen")}
+    rank = np.argsort(np.argsort(PROBLEM.cost))
+    assert len(segments) == 18
+    ranks = sorted(rank[segment.point] for segment in segments)
+    assert all(abs(found - (60 / 18) * (place + 0.5)) <= 60 / 18 for place, found in enumerate(ranks))
+    assert segments != decide(PROBLEM, no_scores(PROBLEM), {}, seed=1)
+
+
+def test_the_screen_is_waited_for() -> None:
+    segments = decide(PROBLEM, no_scores(PROBLEM), {}, seed=0)
+    pending = {segment.point: segment.to_epoch for segment in segments}
+    assert decide(PROBLEM, no_scores(PROBLEM), pending, seed=0) == []
+    scores = screened()
+    scores[segments[0].point] = np.nan
+    assert decide(PROBLEM, scores, {segments[0].point: 1}, seed=0) == []
+
+
+def test_then_the_best_of_three_ranges_train_to_their_end() -> None:
+    scores = screened()
+    segments = decide(PROBLEM, scores, {}, seed=0)
+    assert [(segment.from_epoch, segment.to_epoch, segment.why) for segment in segments] == [(1, 27, "anchor")] * 3
+    known = np.flatnonzero(~np.isnan(scores[:, 0]))
+    thirds = np.array_split(known[np.argsort(PROBLEM.cost[known])], 3)
+    assert [segment.point for segment in segments] == [third[np.argmax(scores[third, 0])] for third in thirds]
+
+
+def test_then_one_at_a_time_by_what_it_may_gain() -> None:
+    [segment] = decide(PROBLEM, anchored(), {}, seed=0)
+    assert segment.why == "gain"
+    assert segment.to_epoch in RUNGS
+    assert segment.from_epoch == ([0, *RUNGS])[RUNGS.index(segment.to_epoch)]
+    assert segment.gain is not None
+    assert segment.gain > 0
+    assert segment.sd is not None
+
+
+def test_pending_points_are_not_taken_twice() -> None:
+    scores, pending = anchored(), {}
+    for _ in range(20):
+        [segment] = decide(PROBLEM, scores, pending, seed=0)
+        assert segment.point not in pending
+        pending[segment.point] = segment.to_epoch
+
+
+def test_points_that_failed_are_left_out() -> None:
+    scores = anchored()
+    [first] = decide(PROBLEM, scores, {}, seed=0)
+    [second] = decide(PROBLEM, scores, {}, seed=0, excluded={first.point})
+    assert first.point != second.point
+    everything = set(np.flatnonzero(np.isnan(scores[:, -1])).tolist())
+    assert decide(PROBLEM, scores, {}, seed=0, excluded=everything) == []
+
+
+def test_where_all_of_the_screen_failed_it_is_repeated_with_others() -> None:
+    failed = {segment.point for segment in decide(PROBLEM, no_scores(PROBLEM), {}, seed=0)}
+    again = decide(PROBLEM, no_scores(PROBLEM), {}, seed=0, excluded=failed)
+    assert again
+    assert not failed & {segment.point for segment in again}
+    assert decide(PROBLEM, no_scores(PROBLEM), {}, seed=0, excluded=range(60)) == []
+
+
+def test_a_whole_space_is_used_up() -> None:
+    scores = anchored()
+    trained = 0
+    while segments := decide(PROBLEM, scores, {}, seed=0):
+        for segment in segments:
+            scores[segment.point, PROBLEM.level(segment.to_epoch) - 1] = SCORES[
+                segment.point, PROBLEM.level(segment.to_epoch) - 1
+            ]
+            trained += segment.epochs
+    assert not np.isnan(scores).any()
+    assert trained == 60 * 27 - 3 * 27 - 15
+
+
+def test_without_rungs_each_trains_to_its_end() -> None:
+    problem = problem_of(rungs=(5,))
+    whole, scores = scores_of(problem), no_scores(problem)
+    first = decide(problem, scores, {}, seed=0)
+    assert [segment.to_epoch for segment in first] == [5] * 5
+    for segment in first:
+        scores[segment.point] = whole[segment.point]
+    [segment] = decide(problem, scores, {}, seed=0)
+    assert (segment.from_epoch, segment.to_epoch, segment.why) == (0, 5, "gain")
+
+
+def test_rungs_are_thirds_behind_the_warm_up() -> None:
+    assert default_rungs(27, warmup=0) == (1, 3, 9, 27)
+    assert default_rungs(100, warmup=5) == (11, 33, 100)
+    assert default_rungs(27, warmup=1.5) == (3, 9, 27)
+    assert default_rungs(8, warmup=0) == (8,)
+    assert default_rungs(64, warmup=0, factor=4) == (1, 4, 16, 64)
+    assert default_rungs(20, warmup=20) == (20,)
