@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from queue import Empty
 from threading import Event, Thread
@@ -111,8 +111,12 @@ class TuneEngine:
         resources: ResourcesConfig,
         concurrency: int,
         early_stopping: EarlyStopping | None = None,
+        more: Callable[[], Sequence[TrainingJob]] = tuple,
     ) -> None:
-        """Train the jobs, `concurrency` trials at a time; blocks until each was told as completed, stopped or failed.
+        """Train the jobs, `concurrency` trials at a time; blocks until each was told as completed, stopped, paused or
+        failed.
+
+        Whenever that was told of one, `more` is asked for others to train besides; one that paused may be among them.
 
         A job whose trial fails with an exception is begun anew, from its last epoch, as `retry_policy` says; when it is
         given up, it is told as failed, and the others go on.
@@ -132,6 +136,7 @@ class TuneEngine:
             self._queue.stacked_seeds = min(resources.stacked_seeds(), math.ceil(len(jobs) / concurrency))
         self._queue.put(jobs)
         fit = self._started()
+        under_way = len(unfinished.jobs)
         while unfinished.jobs:
             try:
                 news = self._queue.news.get(timeout=1.0)  # Python's own waiting, in which signals are noticed
@@ -146,6 +151,11 @@ class TuneEngine:
                     raise news
                 case _:
                     unfinished.tell(news)
+            if len(unfinished.jobs) < under_way:
+                added = more()
+                unfinished.jobs |= {job.id: job for job in added}
+                self._queue.put(added)
+            under_way = len(unfinished.jobs)
 
     def release(self) -> None:
         """Give up the actors that wait for more, and what they hold; blocks until that is free."""

@@ -19,6 +19,7 @@ from orchestrator.execution.training_job import (
     EpochEnded,
     Failed,
     Metrics,
+    Paused,
     Resumed,
     TrainingEvent,
     TrainingJob,
@@ -34,9 +35,8 @@ def train_jobs(
     """Train jobs, those that differ by their seeds alone together where that is possible, else one after another.
 
     Yields what happened, before the first epoch of a job that goes on, and after each epoch, the last time with the end
-    of the last job. Failures that are foreseen, and
-    come again however often a run is tried (divergence, settings that do not fit), are told; other exceptions
-    propagate.
+    of the last job. Failures that are foreseen, and come again however often a run is tried (divergence, settings that
+    do not fit), are told; other exceptions propagate.
     """
     _prepare(device, threads)
     if len(jobs) > 1 and (stack := _stack_of(jobs, dataset, device)) is not None:
@@ -54,21 +54,22 @@ def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iter
         trainer = Trainer(job.model, job.train, dataset, device=device, memory=free_memory(device))
         trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
         state = trainer.state
-        if 0 < state.epoch < job.train.epochs:
+        if 0 < state.epoch < job.last_epoch:
             yield [*events, _resumed(job, state)]
             events = []
-        while state.epoch < job.train.epochs:
+        while state.epoch < job.last_epoch:
             metrics = trainer.run_epoch()
             if state.ranks.leads:
                 state.save(job.checkpoint)
             events.append(EpochEnded(job.id, metrics.asdict(), _peak_memory_gib(device), utilization.read()))
-            if state.epoch < job.train.epochs:  # the last one is told with the end
+            if state.epoch < job.last_epoch:  # the last one is told with the end
                 yield events
                 events = []
     except LsmhaError as error:
         events.append(Failed(job.id, failure_of(error)))
     else:
-        events.append(Completed(job.id, _result(state, job)))
+        paused = state.epoch < job.train.epochs
+        events.append(Paused(job.id, _curve(state)) if paused else Completed(job.id, _result(state, job)))
     yield events
 
 

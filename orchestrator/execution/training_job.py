@@ -25,10 +25,20 @@ class TrainingJob:
     """Rewritten after every epoch; a run that is started again goes on from it."""
     export: RunPath | None = None
     """Folder for the trained weights and the test logits; None leaves the test set alone."""
+    pause_at: int | None = None
+    """The epoch after which it pauses, with its checkpoint kept; None trains it to its end."""
 
     @property
-    def seed_group(self) -> str:
-        """Name of all that differ from this one by their seeds alone: those can be trained together."""
+    def last_epoch(self) -> int:
+        """The epoch after which it pauses or ends."""
+        return self.train.epochs if self.pause_at is None else min(self.pause_at, self.train.epochs)
+
+    @property
+    def seed_group(self) -> str | None:
+        """Name of all that differ from this one by their seeds alone: those can be trained together; None if none
+        can."""
+        if self.pause_at is not None:
+            return None
         alike = self.train.model_copy(update={"seed": 0})
         return f"{self.model.model_dump_json()} {alike.model_dump_json()}"
 
@@ -106,6 +116,15 @@ class Stopped:
 
 
 @dataclass(frozen=True)
+class Paused:
+    """A job got to the epoch where it pauses."""
+
+    job_id: str
+    curve: tuple[Metrics, ...]
+    """Of all epochs so far."""
+
+
+@dataclass(frozen=True)
 class Failed:
     """A job ended without a result."""
 
@@ -113,7 +132,7 @@ class Failed:
     failure: Failure
 
 
-TrainingEvent = Started | Resumed | EpochEnded | Warned | Completed | Stopped | Failed
+TrainingEvent = Started | Resumed | EpochEnded | Warned | Completed | Stopped | Paused | Failed
 
 EventCallback = Callable[[TrainingEvent], None]
 """Told what happens to jobs, in order."""
@@ -125,5 +144,5 @@ def joint_name(jobs: Iterable[TrainingJob]) -> str:
 
 
 def ended_by(events: Iterable[TrainingEvent]) -> set[str]:
-    """Ids of the jobs that these events end."""
-    return {event.job_id for event in events if isinstance(event, Completed | Stopped | Failed)}
+    """Ids of the jobs that these events end; one that pauses has ended until somebody wants more of it."""
+    return {event.job_id for event in events if isinstance(event, Completed | Stopped | Paused | Failed)}

@@ -15,7 +15,7 @@ from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.rank_group import RankGroup, place_of_leader
 from orchestrator.execution.training import train_jobs
-from orchestrator.execution.training_job import Started, TrainingEvent, TrainingJob, ended_by, joint_name
+from orchestrator.execution.training_job import Paused, Started, TrainingEvent, TrainingJob, ended_by, joint_name
 from orchestrator.execution.worker_log import log, log_event, shown_as
 
 
@@ -28,8 +28,8 @@ class TrainingTrial(tune.Trainable):
     """Trains the jobs of its configuration, as Ray Tune asks it to.
 
     The first step says that, and where, the training starts; each one after it trains an epoch, or, of jobs that cannot
-    be trained together, an epoch of one of them. The last one is `done`. Checkpoints are the jobs' own, so Ray Tune is
-    asked for none. What is foreseen to go wrong is a result; an exception ends the actor.
+    be trained together, an epoch of one of them. The last one is `done`, unless a job pauses with it. Checkpoints are
+    the jobs' own, so Ray Tune is asked for none. What is foreseen to go wrong is a result; an exception ends the actor.
     """
 
     @classmethod
@@ -100,7 +100,8 @@ class TrainingTrial(tune.Trainable):
             for event in events:
                 log_event(event)
         self._unfinished -= ended_by(events)
-        return {"events": events, "done": not self._unfinished}
+        paused = any(isinstance(event, Paused) for event in events)
+        return {"events": events, "done": not self._unfinished and not paused}
 
 
 @lru_cache(maxsize=1)

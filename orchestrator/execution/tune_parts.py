@@ -7,6 +7,7 @@ pickles them into its own state at the start; nobody reads that, so they have no
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -15,13 +16,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.job_line import JobLine
 from orchestrator.execution.rank_group import free_places_of_ranks
-from orchestrator.execution.training_job import EpochEnded, Resumed, Stopped, TrainingEvent, TrainingJob
+from orchestrator.execution.training_job import EpochEnded, Paused, Resumed, Stopped, TrainingEvent, TrainingJob
 from orchestrator.execution.trial import trial_config
 from orchestrator.search.early_stopping import EarlyStopping
 
@@ -51,6 +53,11 @@ class TrialQueue:
     """What happened, in order; an exception is the end of `Tuner.fit`."""
     changed: Condition = field(default_factory=Condition)
     line: JobLine = field(default_factory=JobLine)
+    """Jobs for which Ray Tune has no trial yet."""
+    paused: dict[str, Any] = field(default_factory=dict)
+    """Trials of Ray Tune that pause, by their one job."""
+    going_on: deque[TrainingJob] = field(default_factory=deque)
+    """Jobs whose trials are among these, and are to go on."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     concurrency: int = 1
     """Trials at a time."""
@@ -70,7 +77,8 @@ class TrialQueue:
     def put(self, jobs: Sequence[TrainingJob], *, first: bool = False, alone: Collection[str] = ()) -> None:
         """Put jobs in line, at the end or `first`; those whose ids are in `alone` each for a trial of its own."""
         with self.changed:
-            self.line.put(jobs, first=first, alone=alone)
+            self.going_on += [job for job in jobs if job.id in self.paused]
+            self.line.put([job for job in jobs if job.id not in self.paused], first=first, alone=alone)
             self.changed.notify_all()
 
 
@@ -91,16 +99,19 @@ class QueueSearcher(Searcher):
             while True:
                 if queue.abandoned:
                     raise FitEnded
-                if len(queue.live) < queue.concurrency and (jobs := queue.line.take(queue.stacked_seeds)):
+                free = len(queue.live) < queue.concurrency and not queue.going_on
+                if free and (jobs := queue.line.take(queue.stacked_seeds)):
                     queue.live.add(trial_id)
                     return trial_config(jobs, queue.resources)
-                if queue.live:
+                if queue.live or queue.going_on:
                     return None
                 if queue.release is not None:
                     release_actors(self._controller())
                     queue.release()
                     queue.release = None
                 if queue.finished:
+                    while queue.paused:  # Ray Tune would wait for them
+                        self._controller().stop_trial(queue.paused.popitem()[1])
                     return str(Searcher.FINISHED)
                 # Ray Tune would ask again in a second, and do nothing in between either.
                 queue.changed.wait()
@@ -118,7 +129,7 @@ class QueueSearcher(Searcher):
 
 
 class WarmScheduler(FIFOScheduler):
-    """Runs trials as they come, ends those that are to be stopped early, and has actors kept while no trial is there.
+    """Runs trials as they come, ends or pauses those that are to be, and has actors kept while no trial is there.
 
     Ray Tune by itself keeps one. What is used of it here is private; `tests/integration/test_engine.py` says so when it
     moves.
@@ -143,6 +154,9 @@ class WarmScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """A trial has made a step, which was not its last. A trial of several jobs goes on as long as one of them."""
         stopping, events = self._queue.early_stopping, result["events"]
+        if isinstance(events[-1], Paused):
+            self._pause(trial)
+            return TrialScheduler.NOOP
         if stopping is None or len(trial.config["jobs"]) > 1:
             return TrialScheduler.CONTINUE
         for event in tuple(events):
@@ -161,15 +175,36 @@ class WarmScheduler(FIFOScheduler):
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None by name: Ray Tune starts those that are pending, in order, without a walk through all that ever were.
+        Those that pause and are to go on become so first.
 
         It would also give a trial whose own actor is just starting one that has become free, and end the other: while
         trials are short, the few actors that were there first would do all the work. Such a trial keeps its own; one
         whose actor has no place yet takes what is free.
         """
+        self._go_on()
         controller = self.controller
+        if controller is None:
+            return
         actor_of, has_place = controller._trial_to_actor, controller._actor_manager.is_actor_started
         for waiting in controller._resources_to_pending_trials.values():
             waiting -= {trial for trial in waiting if trial in actor_of and has_place(actor_of[trial])}
+
+    def _pause(self, trial: Any) -> None:
+        """Give its actor to others. What it goes on from is the job's own checkpoint, so Ray Tune makes none."""
+        self.controller.pause_trial(trial, should_checkpoint=False)
+        with self._queue.changed:
+            self._queue.live.discard(trial.trial_id)
+            self._queue.paused[trial.config["jobs"][0].id] = trial
+
+    def _go_on(self) -> None:
+        queue = self._queue
+        with queue.changed:
+            while queue.going_on and len(queue.live) < queue.concurrency:
+                job = queue.going_on.popleft()
+                trial = queue.paused.pop(job.id)
+                trial.set_config(trial_config((job,), queue.resources))
+                queue.live.add(trial.trial_id)
+                self.controller._set_trial_status(trial, Trial.PENDING)
 
 
 def release_actors(controller: Any) -> None:

@@ -18,6 +18,7 @@ from orchestrator.execution.training_job import (
     Completed,
     EpochEnded,
     Failed,
+    Paused,
     Resumed,
     Started,
     TrainingEvent,
@@ -52,6 +53,8 @@ def log_event(event: TrainingEvent) -> None:
             last = result.curve[-1] if result.curve else {}
             how = {"precision": result.precision, "attention": result.attention, "train_device": result.device}
             log(event.job_id, f"completed {_shown({**last, **how, **(result.test or {})})}")
+        case Paused():
+            log(event.job_id, f"pauses after epoch {len(event.curve)}")
         case Failed():
             log(event.job_id, f"failed {event.failure.reason}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.engine import TuneEngine
-from orchestrator.execution.training_job import Completed, EpochEnded, Started, TrainingEvent, TrainingJob
+from orchestrator.execution.training_job import (
+    Completed,
+    EpochEnded,
+    Paused,
+    Resumed,
+    Started,
+    TrainingEvent,
+    TrainingJob,
+)
 
 ACTOR, RANK = "ray::TrainingTrial", "RayTrainWorker"
 
@@ -33,6 +42,14 @@ def trained(engine: TuneEngine, work: list[TrainingJob], *, ranks: int = 1, at_a
     resources = ResourcesConfig(workers_per_trial=ranks, cpus_per_trial=ranks)
     engine.train(work, events.append, resources=resources, concurrency=at_a_time)
     return events
+
+
+def learned(completed: Completed) -> list[dict[str, float]]:
+    """The curve, without what depends on the machine's speed."""
+    return [
+        {name: value for name, value in metrics.items() if name not in ("seconds", "images_per_s")}
+        for metrics in completed.result.curve
+    ]
 
 
 def wait_for_free_cpus(number: int) -> None:
@@ -80,3 +97,38 @@ def test_ranks_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: P
     wait_for(lambda: not own_processes(RANK), "the end of the ranks", 10)
     engine.close()
     wait_for_free_cpus(2)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_job_that_pauses_goes_on_as_though_it_had_not(engine: TuneEngine, tmp_path: Path, ranks: int) -> None:
+    (whole,) = jobs(tmp_path, "whole", epochs=6)
+    *_, completed = trained(engine, [whole], ranks=ranks, at_a_time=1)
+    assert isinstance(completed, Completed)
+    (job,) = jobs(tmp_path, "parts", epochs=6)
+    *_, paused = trained(engine, [replace(job, pause_at=1)], ranks=ranks, at_a_time=1)
+    assert isinstance(paused, Paused)
+    warm = own_processes(RANK if ranks > 1 else ACTOR)
+    trained(engine, jobs(tmp_path, "between"), ranks=ranks, at_a_time=1)  # by the same actor
+    events = trained(engine, [replace(job, pause_at=3)], ranks=ranks, at_a_time=1)
+    assert [type(event) for event in events] == [Started, Resumed, EpochEnded, EpochEnded, Paused]
+    assert own_processes(RANK if ranks > 1 else ACTOR) == warm
+    engine.release()
+    *_, last = trained(engine, [job], ranks=ranks, at_a_time=1)  # by another one
+    assert isinstance(last, Completed)
+    assert learned(last) == learned(completed)
+    trained(engine, [replace(job, id="left", checkpoint=tmp_path / "left.pt", pause_at=2)], ranks=ranks, at_a_time=1)
+    engine.close()  # with one that pauses still
+    wait_for_free_cpus(2)
+
+
+def test_more_jobs_come_whenever_one_has_left(engine: TuneEngine, tmp_path: Path) -> None:
+    events: list[TrainingEvent] = []
+    job, other, later = jobs(tmp_path, "a", "b", "c")
+    waiting = [[replace(job, pause_at=1)], [other, job], [later]]
+
+    def more() -> list[TrainingJob]:
+        return waiting.pop(0) if waiting else []
+
+    engine.train(more(), events.append, resources=ResourcesConfig(), concurrency=1, more=more)
+    assert [event.job_id for event in events if isinstance(event, Completed)] == ["a", "b", "c"]
+    assert not waiting
