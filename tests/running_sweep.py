@@ -322,12 +322,14 @@ def assert_nothing_lost(run: Path, reference: Path) -> None:
 
 
 def assert_study_holds(run: Path) -> None:
-    """The study has each recorded trial once, and no other."""
+    """The study has each recorded trial once, those that pause as pruned, and no other."""
     study = optuna.load_study(
         study_name=SWEEP["name"], storage=JournalStorage(JournalFileBackend(str(run / "study.journal")))
     )
     states = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
-    recorded = [(name, states[record.content["status"]]) for name, record in records(run, "trials").items()]
+    pauses = {record.content["id"]: TrialState.PRUNED for record in records(run, "pauses").values()}
+    ended = {name: states[record.content["status"]] for name, record in records(run, "trials").items()}
+    recorded = sorted({**pauses, **ended}.items())
     assert [(trial.user_attrs["id"], trial.state) for trial in study.trials] == recorded
 
 

@@ -9,7 +9,7 @@ from orchestrator.commands.session import session
 from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.execution.gpu_sharing import resolve_gpu_share
 from orchestrator.loggers.experiment_loggers import check_loggers
-from orchestrator.search.build import num_trials
+from orchestrator.search.build import epochs_to_train, num_trials, rungs_of
 from orchestrator.search.space import SearchSpace, describe_point
 from orchestrator.stages.space_latency import measured_first
 from orchestrator.terminal import Terminal
@@ -32,6 +32,8 @@ def show_plan(config: SweepConfig, terminal: Terminal, cluster: ClusterChoice, *
 
     with session(None, terminal, cluster=cluster, again="repeat the command", fits=fits) as begun:
         terminal.say("\n".join(_plan(prepared, resolved, begun.capacity)))
+    if config.search.strategy != "sampler":
+        return  # it decides by latency, which is not measured yet
     shown = [proposal for proposal in (prepared.study.ask() for _ in range(proposals)) if proposal]
     terminal.say("first proposals:")
     for proposal in shown:
@@ -44,8 +46,7 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
     lines = [
         f"data: {dataset.name}, {len(dataset.train):,} train, {len(dataset.val):,} validation, "
         f"{len(dataset.test):,} test images, {dataset.num_classes} labels",
-        f"space: {size}; sampler {config.search.sampler}, {num_trials(config, space)} trials of "
-        f"{config.train.epochs} epochs",
+        f"space: {size}; {_describe_search(config, space)}",
         _describe_latency(config, space),
         f"cluster: {capacity}",
         _describe_resources("trials", config.resources, capacity),
@@ -55,6 +56,17 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
         resources = _describe_resources("finalists", config.finalist_resources(), capacity)
         lines.append(f"{resources}; up to {runs} runs of {config.finalist_epochs()} epochs")
     return lines
+
+
+def _describe_search(config: SweepConfig, space: SearchSpace) -> str:
+    search, epochs = config.search, config.train.epochs
+    if search.strategy == "sampler":
+        return f"sampler {search.sampler}, {num_trials(config, space)} trials of {epochs} epochs"
+    rungs, grid = rungs_of(config), epochs * len(space.points)
+    budget = epochs_to_train(config, grid)
+    pauses = f"that pause after {', '.join(map(str, rungs[:-1]))} " * bool(rungs[:-1]) + f"of {epochs} epochs"
+    cost = f"{budget:,} epochs at most, {budget / grid:.1%} of the grid's {grid:,}"
+    return f"strategy {search.strategy}, trials {pauses}; {cost}"
 
 
 def _describe_latency(config: SweepConfig, space: SearchSpace) -> str:

@@ -20,8 +20,10 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
     """
     ledger = Ledger.load(folder)
     lines = [f"{ledger.config.name}: {describe_stage(folder)}"]
+    search = ledger.config.search
+    budget = f"of at most {search.num_trials}" if search.strategy == "sampler" else _epochs_of(ledger)
     for title, records, planned in (
-        ("trials", ledger.trials, f"of at most {ledger.config.search.num_trials}"),
+        ("trials", [*ledger.trials, *ledger.pauses.values()], budget),
         ("finalist runs", ledger.finalists, ""),
     ):
         lines.append(" ".join(f"{title}: {_counted(records)} {planned}".split()))
@@ -48,7 +50,13 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
 
 def _counted(records: list[TrialRecord]) -> str:
     counts = count_by_status(records)
-    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status != "stopped")
+    always = ("completed", "failed")
+    return ", ".join(f"{count} {status}" for status, count in counts.items() if count or status in always)
+
+
+def _epochs_of(ledger: Ledger) -> str:
+    epochs = sum(record.epochs for record in [*ledger.trials, *ledger.pauses.values()])
+    return f"after {epochs:,} epochs in all"
 
 
 def _failed(run_id: str, reason: str | None, traceback: str | None, file: str) -> str:

@@ -12,6 +12,7 @@ _FREE = (
     "resources",
     "finalists.resources",
     "search.suggestion_batch",
+    "search.min_gain",
     "data.path",
     "latency.measure_first",
     "analysis",
@@ -21,7 +22,7 @@ _FREE = (
 )
 """Settings, or whole sections, without effect on trials and finalists."""
 
-_GROWING = ("search.num_trials", "search.max_hours", "finalists.max_finalists")
+_GROWING = ("search.num_trials", "search.max_epochs", "search.max_hours", "finalists.max_finalists")
 _ADDING = ("finalists.seeds", "finalists.include")
 
 

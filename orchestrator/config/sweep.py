@@ -113,10 +113,27 @@ class ObjectiveConfig(Config):
 class SearchConfig(Config):
     """How configurations are proposed."""
 
+    strategy: Literal["sampler", "front", "moasha"] = "sampler"
+    """What decides which configuration is trained, and how far: a `sampler` of Optuna proposes, and each trains to its
+    end; `front` trains what is expected to gain most for the front, up to the next of its `rungs`, where it pauses
+    until more of it is worth it; `moasha` has one in `reduction_factor` go on at each rung, by rank. The last two need
+    a finite space, and as objectives one of `val_accuracy` and `val_loss`, and one that is known before any training:
+    `latency_ms`, `params` or `macs`."""
     sampler: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
     """Optuna sampler; `grid` goes through the whole space in order."""
     num_trials: int = Field(20, ge=1)
-    """Configurations to train; the search ends earlier when the space is used up. A later session may raise it."""
+    """Configurations that a sampler may try; the search ends earlier when the space is used up. A later session may
+    raise it."""
+    max_epochs: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = 0.15
+    """front, moasha: epochs to train in all; with a decimal point, a share of what the whole grid would take. A later
+    session may raise it."""
+    min_gain: float = Field(0.002, ge=0, lt=1)
+    """front: the search ends when no configuration is expected to add so much to the front's hypervolume, over what
+    that is."""
+    rungs: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1, strict=False)
+    """front, moasha: epochs after which a trial may pause, ascending; the last one must be `train.epochs`. By default
+    that, a third of it (moasha: one in `reduction_factor`), and so on, as long as the warm-up is over by then; with
+    less than 9 epochs, none but the last."""
     max_hours: float | None = Field(None, gt=0)
     """Wall-clock time for the search, all sessions together: when it is up, no further batch begins. Default: none."""
     startup_trials: int | None = Field(None, ge=1)
@@ -131,7 +148,7 @@ class SearchConfig(Config):
     grace_epochs: int | None = Field(None, ge=1)
     """asha and median end no trial before it has done so many. By default those of the warm-up, at least 1."""
     reduction_factor: int = Field(4, ge=2)
-    """asha: one in so many goes on at each rung; rungs are so many times as many epochs apart."""
+    """asha, moasha: one in so many goes on at each rung; rungs are so many times as many epochs apart."""
     min_samples: int = Field(3, ge=1)
     """median: a trial is compared with so many others at least."""
     suggestion_batch: int = Field(8, ge=1)
@@ -144,6 +161,10 @@ class SearchConfig(Config):
         limit = 50 if self.sampler == "nsga2" else 10
         return self.startup_trials or min(limit, max(4, self.num_trials // 4))
 
+
+_TRAINED = (("val_accuracy", "maximize"), ("val_loss", "minimize"))
+_KNOWN = (("latency_ms", "minimize"), ("params", "minimize"), ("macs", "minimize"))
+"""Objectives of the strategies that pause trials: one of the first, one of the second."""
 
 STACKED_SEEDS_ON_GPU = 8
 """Default of `max_stacked_seeds` on a GPU."""
@@ -328,6 +349,7 @@ class SweepConfig(RunConfig):
         if self.train.mode == "cuda-graph" and not min(self.resources.gpus, self.finalist_resources().gpus):
             raise ValueError("train.mode: must be eager or compiled where trials have no GPU, but got 'cuda-graph'")
         self._check_early_stopping()
+        self._check_strategy()
         if self.search.sampler == "grid":
             for name, dimension in self.space.items():
                 if isinstance(dimension, FloatRange):
@@ -344,7 +366,7 @@ class SweepConfig(RunConfig):
                     raise ValueError(
                         f"{field}: each point needs exactly the keys {sorted(self.space)}, but got {sorted(point)}"
                     )
-        if len(self.finalists.include) > self.search.num_trials:
+        if self.search.strategy == "sampler" and len(self.finalists.include) > self.search.num_trials:
             raise ValueError(
                 "search.num_trials must cover finalists.include, but got "
                 f"num_trials={self.search.num_trials} for {len(self.finalists.include)} points"
@@ -363,6 +385,39 @@ class SweepConfig(RunConfig):
                 "search.grace_epochs <= train.epochs must hold, but got "
                 f"search.grace_epochs={search.grace_epochs}, train.epochs={self.train.epochs}"
             )
+
+    def _check_strategy(self) -> None:
+        search = self.search
+        if search.strategy == "sampler":
+            return
+        trained = [o for o in self.objectives if (o.metric, o.direction) in _TRAINED]
+        known = [o for o in self.objectives if (o.metric, o.direction) in _KNOWN]
+        if len(self.objectives) != 2 or len(trained) != 1 or len(known) != 1:
+            listed = " and ".join(f"{o.metric} ({o.direction})" for o in self.objectives)
+            raise ValueError(
+                f"search.strategy: must be sampler where the objectives are {listed} (the others need one of "
+                "val_accuracy, to maximize, and val_loss, and one of latency_ms, params and macs, to minimize), but "
+                f"got {search.strategy!r}"
+            )
+        for name, dimension in self.space.items():
+            if isinstance(dimension, FloatRange):
+                raise ValueError(
+                    f"space.{name}: must be a list or a range of whole numbers for search.strategy {search.strategy}, "
+                    f"but got low={dimension.low}, high={dimension.high}"
+                )
+        if search.scheduler != "fifo":
+            raise ValueError(
+                f"search.scheduler: must be fifo for search.strategy {search.strategy}, which says itself how far each "
+                f"trial trains, but got {search.scheduler!r}"
+            )
+        if search.points_to_evaluate:
+            raise ValueError(
+                f"search.points_to_evaluate: must be empty for search.strategy {search.strategy} (finalists.include "
+                f"has points trained to their end), but got {len(search.points_to_evaluate)} points"
+            )
+        rungs = search.rungs
+        if rungs is not None and (list(rungs) != sorted(set(rungs)) or rungs[-1] != self.train.epochs):
+            raise ValueError(f"search.rungs: must ascend to train.epochs={self.train.epochs}, but got {list(rungs)}")
 
     def with_startup_of(self, other: SweepConfig) -> SweepConfig:
         """These settings with what the sampler of `other` starts with, unless they say: more trials change nothing of

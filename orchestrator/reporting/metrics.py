@@ -20,15 +20,15 @@ from lsmha.pareto import hypervolume, pareto_mask
 from orchestrator.failures import describe_error
 from orchestrator.run_folder.front import objective_values
 from orchestrator.run_folder.ledger import Ledger
-from orchestrator.run_folder.records import TrialRecord, TrialStatus, trial_id
+from orchestrator.run_folder.records import TrialRecord, TrialStatus
 
 PERIOD_S = 1.0
 """How often gauges are set: 4 µs each. Every 10 s Ray takes their latest values along."""
 
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "lsmha_trials": (
-        "Training runs by stage (trials, finalists) and state (running, completed, stopped, failed); those that ended "
-        "in earlier sessions of the sweep count.",
+        "Training runs by stage (trials, finalists) and state (running, completed, stopped, paused, failed); those "
+        "that ended in earlier sessions of the sweep count.",
         ("sweep", "stage", "state"),
     ),
     "lsmha_best_objective": (
@@ -92,6 +92,7 @@ class SweepMetrics:
         self._lock = threading.Lock()
         self._running: dict[str, _Pace] = {}
         self._ended: Counter[tuple[str, str]] = Counter()
+        self._paused: set[str] = set()
         self._new: list[TrialRecord] = []
         """Completed trials that the front so far has not seen."""
         self._front = FrontSoFar(ledger)
@@ -99,7 +100,7 @@ class SweepMetrics:
         self._shown: set[Series] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._show_until_stopped, name="metrics", daemon=True)
-        for record in [*ledger.trials, *ledger.finalists]:
+        for record in [*ledger.trials, *ledger.pauses.values(), *ledger.finalists]:
             self.ended(record)
 
     def __enter__(self) -> SweepMetrics:
@@ -116,6 +117,7 @@ class SweepMetrics:
         """A training run begins, maybe not for the first time."""
         with self._lock:
             self._running[run_id] = _Pace(_stage(finalist))
+            self._paused.discard(run_id)
 
     def epoch_ended(self, run_id: str, images_per_s: Any, gpu_memory_gib: Any) -> None:
         """A running one did an epoch; what is no finite number is not shown."""
@@ -123,10 +125,14 @@ class SweepMetrics:
             self._running[run_id] = _Pace(self._running[run_id].stage, _finite(images_per_s), _finite(gpu_memory_gib))
 
     def ended(self, record: TrialRecord) -> None:
-        """A training run ended, well or not."""
+        """A training run ended, well or not, or pauses."""
         finalist = record.id != record.trial
         with self._lock:
             self._running.pop(record.id, None)
+            if record.paused:
+                self._paused.add(record.id)
+                return
+            self._paused.discard(record.id)
             self._ended[_stage(finalist), record.status] += 1
             if record.completed and not finalist:
                 self._new.append(record)
@@ -135,6 +141,7 @@ class SweepMetrics:
         """What there is to show now; called by one thread."""
         with self._lock:
             running, ended = dict(self._running), self._ended.copy()
+            ended[_stage(False), "paused"] = len(self._paused)
             new, self._new = self._new, []
         self._front.add(new)
         values: dict[Series, float] = {}
@@ -221,8 +228,8 @@ class FrontSoFar:
 
     def _first_batch_worsened(self) -> list[float] | None:
         """The reference point, if the first batch with a completed trial has ended: the same at whatever time."""
-        for batch in list(self._ledger.batches):
-            ended = [self._ledger.tried(trial_id(batch.first + number)) for number in range(len(batch.points))]
+        for trials in self._ledger.tried_together():
+            ended = [self._ledger.tried(trial) for trial in trials]
             if any(record is None for record in ended):
                 return None
             values = objective_values([record for record in ended if record and record.completed], self._objectives)

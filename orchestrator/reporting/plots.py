@@ -19,7 +19,8 @@ from orchestrator.run_folder.records import PrunedNetwork, TrialRecord
 
 
 def plot_front(ledger: Ledger, path: RunPath) -> None:
-    """Scatter of all completed trials over the first two objectives, with the front and the finalists' test spread.
+    """Scatter of all completed trials over the first two objectives, with the front and the finalists' test spread;
+    those that pause at what they were expected to score in the end.
 
     Writes nothing where there is but one objective or no completed trial.
     """
@@ -38,6 +39,14 @@ def plot_front(ledger: Ledger, path: RunPath) -> None:
     line = sorted(front, key=lambda record: getattr(record, x_metric))
     axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
     axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label=f"front ({budget})")
+    predicted = [record for record in ledger.pauses.values() if record.predicted is not None]
+    if predicted and y_metric in ("val_accuracy", "val_loss"):
+        axes.errorbar(
+            np.array([getattr(record, x_metric) for record in predicted], dtype=float),
+            np.array([record.predicted for record in predicted], dtype=float),
+            yerr=np.array([record.predicted_sd for record in predicted], dtype=float),
+            fmt="o", color="0.6", mfc="none", ms=5, lw=0.8, alpha=0.5, zorder=1, label="paused: predicted ± sd",
+        )  # fmt: skip
     in_rounds = [record for record in line if record.latency_p25_ms is not None]
     if x_metric == "latency_ms" and in_rounds:
         x, y = map(np.array, _xy(in_rounds, x_metric, y_metric))

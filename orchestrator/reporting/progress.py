@@ -37,6 +37,9 @@ class Progress:
         self.total = 0
         self.done = 0
         self.failed = 0
+        self.unit = ""
+        self._epochs: dict[str, int] = {}
+        """Of each trial, where epochs are counted."""
         self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
         self.activity = ""
         self._ended_before = 0
@@ -45,7 +48,9 @@ class Progress:
     def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
         """A stage of `total` pieces of work begins."""
         self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
+        self.unit = unit
         self._ended_before = 0
+        self._epochs.clear()
         self.running.clear()
         self._stage_started = time.monotonic()
         self._terminal.say(f"{title}: {total} {unit}")
@@ -90,30 +95,42 @@ class Progress:
         self.running[run_id] = (point, epochs, {**metrics, "utilization": utilization})
 
     def ended(self, record: TrialRecord) -> None:
-        """A training run ended, well or not."""
+        """A training run ended, well or not, or pauses."""
         self.running.pop(record.id, None)
+        self._count(record)
         if not record.failed:
-            self.done += 1
             test = f" test_accuracy={record.test_accuracy:.4f}" if record.test_accuracy is not None else ""
-            outcome = "" if record.completed else f"stopped after epoch {record.epochs}, "
+            outcome = "" if record.completed else f"{record.status} after epoch {record.epochs}, "
             outcome += f"val_accuracy={record.val_accuracy:.4f}{test} latency_ms={_number(record.latency_ms)}"
             outcome += f" ({record.seconds:.0f} s, {_pace(record.curve)} images/s)"
         else:
-            self.failed += 1
             outcome = f"failed: {record.error}"
         self._terminal.say(
-            f"[{self.done + self.failed}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}",
+            f"[{self._counted}/{self.total}] {record.id} {describe_point(record.point)}: {outcome}",
         )
 
     def was_ended(self, record: TrialRecord) -> None:
         """A training run had ended in an earlier session."""
-        self.done, self.failed = self.done + (not record.failed), self.failed + record.failed
-        self._ended_before += 1
+        self._count(record)
+        self._ended_before = self._counted
+
+    def _count(self, record: TrialRecord) -> None:
+        if self.unit == "epochs":
+            self.done += record.epochs - self._epochs.get(record.id, 0)
+            self._epochs[record.id] = record.epochs
+        else:
+            self.done += not record.failed
+        self.failed += record.failed
+
+    @property
+    def _counted(self) -> int:
+        """How much of the stage's work has ended."""
+        return self.done if self.unit == "epochs" else self.done + self.failed
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds to the end of the stage; None before the first run has ended."""
-        ended = self.done + self.failed
+        ended = self._counted
         ended_now = ended - self._ended_before
         if not ended_now:
             return None
@@ -142,21 +159,22 @@ class LiveProgress(Progress):
 
     def finished(self, run_id: str, outcome: str, *, failed: bool = False) -> None:
         super().finished(run_id, outcome, failed=failed)
-        self._bars.update(self._task, completed=self.done + self.failed)
+        self._bars.update(self._task, completed=self._counted)
 
     def was_ended(self, record: TrialRecord) -> None:
         super().was_ended(record)
-        self._bars.update(self._task, completed=self.done + self.failed)
+        self._bars.update(self._task, completed=self._counted)
 
     def ended(self, record: TrialRecord) -> None:
         super().ended(record)
-        self._bars.update(self._task, completed=self.done + self.failed)
+        self._bars.update(self._task, completed=self._counted)
         self._front_view = self._front()
 
     def __rich__(self) -> RenderableType:
         left = self.seconds_left
-        counts = Text(f"{self.done} done, {len(self.running)} running, {self.failed} failed")
-        if left is not None and self.done + self.failed < self.total:
+        done = f"{self.done} of {self.total} epochs" if self.unit == "epochs" else f"{self.done} done"
+        counts = Text(f"{done}, {len(self.running)} running, {self.failed} failed")
+        if left is not None and self._counted < self.total:
             counts.append(f", about {timedelta(seconds=round(left))} left")
         if self.activity:
             counts.append(f", {self.activity}", style="cyan")

@@ -21,7 +21,8 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def write_study(ledger: Ledger, path: RunPath) -> None:
-    """Write a study with every trial that has ended, completed or failed, and no other, as an Optuna journal.
+    """Write a study with every trial that has ended or pauses, as an Optuna journal. None but the completed ones count
+    as such.
 
     `optuna.load_study(study_name=..., storage=JournalStorage(JournalFileBackend(path)))` reads it; the name is the
     sweep's.
@@ -33,7 +34,7 @@ def write_study(ledger: Ledger, path: RunPath) -> None:
         storage=JournalStorage(backend),
     )
     distributions = {name: _distribution(dimension) for name, dimension in ledger.config.space.items()}
-    for record in ledger.trials:
+    for record in sorted([*ledger.trials, *ledger.pauses.values()], key=lambda record: record.id):
         study.add_trial(_trial(record, ledger, distributions))
     atomic_write_text(path, "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in backend.logs))
 
@@ -51,20 +52,26 @@ class _Lines(BaseJournalBackend):
         self.logs += logs
 
 
-_STATES = {"completed": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "failed": TrialState.FAIL}
+_STATES = {
+    "completed": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "paused": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 def _trial(record: TrialRecord, ledger: Ledger, distributions: dict[str, BaseDistribution]) -> optuna.trial.FrozenTrial:
     active = {name: value for name, value in record.point.items() if value is not None}
-    (values,) = objective_values([record], ledger.config.objectives).tolist() if not record.failed else [None]
-    metric = ledger.config.objectives[0].metric
+    has_values = record.completed or record.stopped
+    (values,) = objective_values([record], ledger.config.objectives).tolist() if has_values else [None]
+    trained = next((o.metric for o in ledger.config.objectives if o.metric in ("val_accuracy", "val_loss")), None)
+    curve = record.curve if trained and (record.stopped or record.paused) else []
     return optuna.trial.create_trial(
         state=_STATES[record.status],
         params=active,
         distributions={name: distributions[name] for name in active},
         values=values,
-        # Optuna has these for a single objective only.
-        intermediate_values={int(epoch["epoch"]): epoch[metric] for epoch in record.curve} if record.stopped else {},
+        intermediate_values={int(epoch["epoch"]): epoch[str(trained)] for epoch in curve},
         user_attrs={"id": record.id, "error": record.error} if record.error else {"id": record.id},
     )
 

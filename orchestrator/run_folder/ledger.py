@@ -22,6 +22,7 @@ from orchestrator.run_folder.records import (
     LATEST_COUNTS,
     AnalysisRecord,
     CommitteesRecord,
+    DecisionRecord,
     Fingerprint,
     LatencyRecord,
     PruningRecord,
@@ -30,6 +31,7 @@ from orchestrator.run_folder.records import (
     SuggestionBatch,
     TrialRecord,
     record_of,
+    trial_id,
 )
 
 _FOLDERS = ("records", "checkpoints", "finalists", "analysis")
@@ -49,8 +51,12 @@ class Ledger:
         """None before the first session got that far."""
         self.batches: list[SuggestionBatch] = []
         """In the order they were made."""
+        self.decisions: list[DecisionRecord] = []
+        """Likewise, where a strategy makes them."""
         self.trials: list[TrialRecord] = []
-        """By id, as finalists are."""
+        """Those that have ended, by id, as finalists are."""
+        self.pauses: dict[str, TrialRecord] = {}
+        """Those that have begun and pause, by id, the latest of each."""
         self.finalists: list[TrialRecord] = []
         self.latencies: dict[str, LatencyRecord] = {}
         """By architecture, as the search measured them."""
@@ -154,6 +160,17 @@ class Ledger:
         record = self.tried(run_id)
         return record if record is not None and record.key == key else None
 
+    def tried_together(self) -> list[list[str]]:
+        """Ids of the trials of each batch of suggestions, or of each decision that has some trained to their end."""
+        to_end = [
+            [part.trial for part in decision.segments if part.to_epoch == self.config.train.epochs]
+            for decision in self.decisions
+        ]
+        return [
+            *([trial_id(batch.first + place) for place in range(len(batch.points))] for batch in self.batches),
+            *filter(None, to_end),
+        ]
+
     def front(self) -> list[TrialRecord]:
         """Completed trials that no other one beats in every objective, best in the first objective first.
 
@@ -194,7 +211,14 @@ class Ledger:
                 self._recorded_config = record.config
             case SuggestionBatch():
                 insort(self.batches, record, key=lambda batch: batch.first)
+            case DecisionRecord():
+                insort(self.decisions, record, key=lambda decision: decision.number)
+            case TrialRecord(paused=True):
+                before = self.pauses.get(record.id)
+                if record.id not in self._ended and (before is None or before.epochs < record.epochs):
+                    self.pauses[record.id] = record
             case TrialRecord():
+                self.pauses.pop(record.id, None)
                 self._ended[record.id] = record
                 insort(self.finalists if record.is_finalist else self.trials, record, key=lambda other: other.id)
             case LatencyRecord():

@@ -96,13 +96,55 @@ class SuggestionBatch:
         return asdict(self)
 
 
-TrialStatus = Literal["completed", "stopped", "failed"]
-"""How a training run ended; `stopped` is a trial that `search.scheduler` ended before its last epoch."""
+@dataclass(frozen=True)
+class DecidedSegment:
+    """A part of a trial's training, as a strategy decided on it."""
+
+    trial: str
+    """`t0007`; the first one of a trial says its point for all of them."""
+    point: Point
+    from_epoch: int
+    to_epoch: int
+    why: str
+    """As `search.front.problem.Segment` says, as the rest is."""
+    mean: float | None
+    sd: float | None
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class DecisionRecord:
+    """Segments that a strategy decided on together, before any of them was trained."""
+
+    number: int
+    at: float
+    """In the time of the planner."""
+    segments: list[DecidedSegment]
+    elapsed_s: float
+    """How long the search had taken before, all sessions together."""
+
+    kind = "decisions"
+
+    @property
+    def name(self) -> str:
+        return f"d{self.number:05d}"
+
+    @property
+    def key(self) -> str:
+        return content_hash(asdict(self))
+
+    def content(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+TrialStatus = Literal["completed", "stopped", "paused", "failed"]
+"""How a training run ended; `stopped` is a trial that `search.scheduler` ended before its last epoch, `paused` one that
+`search.strategy` may go on with."""
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One ended training run: a trial of the search, or a finalist."""
+    """One training run that ended, or pauses: a trial of the search, or a finalist."""
 
     id: str
     """`t0007` for a trial, `t0007-s1` for its retraining with seed 1."""
@@ -144,6 +186,12 @@ class TrialRecord:
     train_device: str | None = None
     workers: int = 1
     """Ranks that trained together."""
+    why: str | None = None
+    """Why `search.strategy` trained it as far as this; None for another one."""
+    predicted: float | None = None
+    """What it then expected of the trained objective, at the last epoch."""
+    predicted_sd: float | None = None
+    """Standard deviation of that."""
     error: str | None = None
     """Why it failed, in one line."""
     failure: FailureKind | None = None
@@ -155,11 +203,13 @@ class TrialRecord:
 
     @property
     def kind(self) -> str:
+        if self.paused:
+            return "pauses"
         return "finalists" if self.is_finalist else "trials"
 
     @property
     def name(self) -> str:
-        return self.id
+        return f"{self.id}-e{self.epochs:04d}" if self.paused else self.id
 
     def content(self) -> dict[str, Any]:
         return asdict(self)
@@ -175,6 +225,10 @@ class TrialRecord:
     @property
     def stopped(self) -> bool:
         return self.status == "stopped"
+
+    @property
+    def paused(self) -> bool:
+        return self.status == "paused"
 
     @property
     def failed(self) -> bool:
@@ -328,6 +382,7 @@ Record = (
     Fingerprint
     | Settings
     | SuggestionBatch
+    | DecisionRecord
     | TrialRecord
     | LatencyRecord
     | AnalysisRecord
@@ -353,7 +408,9 @@ def record_of(kind: str, name: str, key: str, content: Mapping[str, Any]) -> Rec
             return Settings(SweepConfig.model_validate(values["settings"]))
         case "batches":
             return SuggestionBatch(**values)
-        case "trials" | "finalists":
+        case "decisions":
+            return DecisionRecord(**{**values, "segments": [DecidedSegment(**part) for part in values["segments"]]})
+        case "trials" | "finalists" | "pauses":
             return TrialRecord(**values)
         case "latency" | "front_latency":
             return LatencyRecord(name, key, values["rows"], in_rounds=kind == "front_latency")

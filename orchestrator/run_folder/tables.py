@@ -22,14 +22,14 @@ def write_tables(ledger: Ledger) -> None:
 
 def table_rows(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
     """Rows by table; those of later stages only where there are any."""
-    ended = ledger.trials + ledger.finalists
+    trials = sorted([*ledger.trials, *ledger.pauses.values()], key=lambda record: record.id)
     latencies = [*_by_name(ledger.latencies), *_by_name(ledger.front_latencies)]
     always = {
-        "trials": [record.row() for record in ledger.trials],
+        "trials": [record.row() for record in trials],
         "front": [record.row() for record in ledger.front()],
         "finalists": [record.row() for record in ledger.finalists],
         "latency": [dict(row) for record in latencies for row in record.rows],
-        "curves": [{"id": record.id, **epoch} for record in ended for epoch in record.curve],
+        "curves": [{"id": record.id, **epoch} for record in trials + ledger.finalists for epoch in record.curve],
     }
     later = {
         "analysis": [row for record in _by_name(ledger.analyses) for row in record.rows()],

@@ -1,11 +1,13 @@
-"""What a sweep's settings make of the search: its space, its study, and how many trials there will be."""
+"""What a sweep's settings make of the search: its space, its study, its rungs, and how much there will be to train."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from lsmha.config import DATA_DEFINED
 from orchestrator.config.sweep import SweepConfig
+from orchestrator.search.front.problem import default_rungs
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 
@@ -32,5 +34,29 @@ def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
 
 
 def num_trials(config: SweepConfig, space: SearchSpace) -> int:
-    """Trials that the search will make: its budget, or the whole space where that is smaller."""
+    """Trials that the search will make at most: its budget, or the whole space where that is smaller or a strategy
+    says how far each trains."""
+    if config.search.strategy != "sampler":
+        return len(space.points)
     return min(config.search.num_trials, len(space.points)) if space.is_finite else config.search.num_trials
+
+
+def rungs_of(config: SweepConfig) -> tuple[int, ...]:
+    """Epochs after which trials of a strategy may pause; the last one is their end."""
+    search, train = config.search, config.train
+    if search.rungs is not None:
+        return search.rungs
+    factor = search.reduction_factor if search.strategy == "moasha" else 3
+    return default_rungs(train.epochs, warmup=train.warmup_epochs, factor=factor)
+
+
+def epochs_to_train(config: SweepConfig, grid_epochs: int) -> int:
+    """The budget of a strategy, where the whole grid would take `grid_epochs`."""
+    budget = config.search.max_epochs
+    return min(grid_epochs, math.ceil(budget * grid_epochs) if isinstance(budget, float) else budget)
+
+
+def trained_metric(config: SweepConfig) -> tuple[str, float]:
+    """The objective of a strategy that is trained for, and the sign that makes more of it better."""
+    trained = next(o for o in config.objectives if o.metric in ("val_accuracy", "val_loss"))
+    return trained.metric, 1.0 if trained.direction == "maximize" else -1.0

@@ -16,6 +16,7 @@ from orchestrator.execution.training_job import (
     EpochEnded,
     Failed,
     Metrics,
+    Paused,
     Resumed,
     Started,
     Stopped,
@@ -28,7 +29,7 @@ from orchestrator.failures import Failure
 from orchestrator.loggers.experiment_loggers import ExperimentLoggers
 from orchestrator.reporting.metrics import SweepMetrics
 from orchestrator.reporting.progress import Progress
-from orchestrator.run_folder.records import TrialRecord
+from orchestrator.run_folder.records import TrialRecord, TrialStatus
 from orchestrator.search.space import Point
 
 
@@ -58,6 +59,8 @@ class Entry:
     latency: KnownLatency
     curve: dict[int, Metrics] = field(default_factory=dict)
     """Metrics of the epochs so far, by epoch: a run that was started again may repeat one."""
+    decided: Mapping[str, Any] = field(default_factory=dict)
+    """What the record says of the decision to train it: fields of `TrialRecord`."""
 
 
 class Recorder:
@@ -106,7 +109,9 @@ class Recorder:
             case Completed():
                 self._end(entry, event.result)
             case Stopped():
-                self._stop(entry)
+                self._end_early(entry, "stopped", list(entry.curve.values()))
+            case Paused():
+                self._end_early(entry, "paused", event.curve)
             case Failed():
                 self.fail(event.job_id, event.failure)
 
@@ -125,12 +130,11 @@ class Recorder:
             traceback=failure.traceback,
         )
 
-    def _stop(self, entry: Entry) -> None:
-        curve = list(entry.curve.values())
+    def _end_early(self, entry: Entry, status: TrialStatus, curve: Sequence[Metrics]) -> None:
         if problem := next(filter(None, map(bad_metric, curve)), None):
             self.fail(entry.job.id, Failure(problem, "metrics"))
             return
-        self._record(entry, status="stopped", **_reached(curve))
+        self._record(entry, status=status, **_reached(curve))
 
     def _end(self, entry: Entry, result: TrainingResult) -> None:
         failure = _problem_of(result, entry.job)
@@ -160,14 +164,16 @@ class Recorder:
             params=cost.params,
             macs=cost.macs,
             **vars(entry.latency),
+            **entry.decided,
             workers=self._workers,
             **outcome,
         )
         self._add(record)
-        remove_checkpoint(job.checkpoint)
         self._progress.ended(record)
         self._metrics.ended(record)
-        self._loggers.ended(record)
+        if not record.paused:  # else there is more to come
+            remove_checkpoint(job.checkpoint)
+            self._loggers.ended(record)
 
 
 def _reached(curve: Sequence[Metrics]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 
 import ray
@@ -34,6 +34,7 @@ from orchestrator.stages.analysis import analyze_finalists
 from orchestrator.stages.committees import form_committees_of
 from orchestrator.stages.finalists import choose_finalists
 from orchestrator.stages.recorder import Entry, KnownLatency, Recorder
+from orchestrator.stages.segments import SegmentSearch
 from orchestrator.stages.space_latency import measured_first
 
 
@@ -83,8 +84,9 @@ class Sweep:
         self._engine.close(abandon=kind is not None)
 
     def measure_space(self) -> None:
-        """Measure the latency of the whole space, where it is small enough and there is still a trial to train."""
-        if len(self.ledger.trials) >= num_trials(self.config, self.space):
+        """Measure the latency of the whole space, where it is small enough and there is still a trial to train, or
+        where the strategy decides by it."""
+        if self.config.search.strategy == "sampler" and len(self.ledger.trials) >= num_trials(self.config, self.space):
             return
         models = [model for model in measured_first(self.config, self.space) if not self._latencies.knows(model)]
         if models:
@@ -93,6 +95,13 @@ class Sweep:
             write_tables(self.ledger)
 
     def search(self) -> None:
+        """Train what the sampler proposes, or what the strategy decides on."""
+        if self.config.search.strategy == "sampler":
+            self._search_by_proposals()
+        else:
+            self._search_by_segments()
+
+    def _search_by_proposals(self) -> None:
         """Train the study's proposals, batch after batch, each after its latency was measured, if it was not before.
 
         What was proposed in earlier sessions is proposed again, and the results are told again in the same order: the
@@ -112,6 +121,17 @@ class Sweep:
                     self.study.tell_stopped(proposal.number, ended.curve)
                 else:
                     self.study.tell(proposal.number, vars(ended) if ended.completed else None)
+
+    def _search_by_segments(self) -> None:
+        """Train segments as they are decided on; those of earlier sessions that have no result first."""
+        workers = concurrent_trials(self.config.resources, self.capacity)
+        segments = SegmentSearch(self.config, self.space, self.ledger, self._latencies, workers=workers)
+        self.progress.stage("search", segments.budget, unit="epochs")
+        for record in [*self.ledger.trials, *self.ledger.pauses.values()]:
+            self.progress.was_ended(record)
+        left = {entry.job.id: entry for entry in [*segments.under_way(), *segments.decide()]}
+        self._train(left, resources=self.config.resources, on_record=segments.tell, more=segments.decide)
+        self.progress.say(f"search: {segments.outcome}")
 
     def measure_front(self) -> None:
         """Measure the latency of all on the front beside one another, in rounds, until no other trial comes to it."""
@@ -231,16 +251,25 @@ class Sweep:
         resources: ResourcesConfig,
         infeasible: Mapping[str, Failure] = MappingProxyType({}),
         early_stopping: EarlyStopping | None = None,
+        on_record: Callable[[TrialRecord], None] = lambda _: None,
+        more: Callable[[], Sequence[Entry]] = tuple,
     ) -> None:
-        """Train and record every entry; those in `infeasible` fail at once, for the reason there."""
+        """Train and record every entry, and those that `more` gives whenever one has left; those in `infeasible` fail
+        at once, for the reason there."""
 
         def keep(record: TrialRecord) -> None:
             self.ledger.add(record)
+            on_record(record)
             if early_stopping is not None:
                 early_stopping.remember(record.id, record.curve)
             if record.traceback is not None:
                 write_tracebacks(self.ledger)
             self._write_tables_sometimes()
+
+        def more_jobs() -> list[TrainingJob]:
+            added = {entry.job.id: entry for entry in more()}
+            entries.update(added)
+            return [entry.job for entry in added.values()]
 
         workers = resources.workers_per_trial
         recorder = Recorder(entries, self.progress, self.metrics, self.loggers, workers=workers, add=keep)
@@ -250,7 +279,12 @@ class Sweep:
             jobs = longest_first(entry.job for entry in entries.values())
             concurrency = concurrent_trials(resources, self.capacity)
             self._engine.train(
-                jobs, recorder, resources=resources, concurrency=concurrency, early_stopping=early_stopping
+                jobs,
+                recorder,
+                resources=resources,
+                concurrency=concurrency,
+                early_stopping=early_stopping,
+                more=more_jobs,
             )
 
     def _key(self, model: ModelConfig, train: TrainConfig) -> str:

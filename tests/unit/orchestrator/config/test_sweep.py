@@ -158,6 +158,28 @@ def test_an_ampersand_is_no_anchor(load) -> None:
         ("objectives: [{metric: speed, direction: minimize}]", "objectives.0.metric", "'speed'"),
         ("seed: -1", "seed", "-1"),
         ("search: {scheduler: asha}", "search.scheduler: must be fifo", "'asha'"),
+        ("search: {strategy: best}", "search.strategy", "'best'"),
+        (
+            "search: {strategy: front}\nobjectives: [{metric: val_accuracy, direction: maximize}]",
+            "search.strategy: must be sampler where the objectives are val_accuracy (maximize)",
+            "'front'",
+        ),
+        (
+            "search: {strategy: moasha}\nobjectives: [{metric: val_accuracy, direction: maximize}, "
+            "{metric: latency_ms, direction: maximize}]",
+            "search.strategy: must be sampler",
+            "latency_ms (maximize)",
+        ),
+        (
+            "search: {strategy: front, points_to_evaluate: [{num_heads: 2}]}",
+            "search.points_to_evaluate: must be empty",
+            "1 points",
+        ),
+        ("search: {strategy: front, rungs: [3, 1, 9]}\ntrain: {epochs: 9}", "search.rungs", "[3, 1, 9]"),
+        ("search: {strategy: front, rungs: [1, 3]}\ntrain: {epochs: 9}", "train.epochs=9", "[1, 3]"),
+        ("search: {max_epochs: 1.5}", "search.max_epochs", "1.5"),
+        ("search: {max_epochs: 0}", "search.max_epochs", "0"),
+        ("search: {min_gain: 1}", "search.min_gain", "1"),
         ("search: {scheduler: hyperband}", "search.scheduler", "'hyperband'"),
         (
             "search: {scheduler: median}\nobjectives: [{metric: params, direction: minimize}]",
@@ -176,6 +198,13 @@ def test_a_bad_setting_is_named_with_its_value(load, section: str, field: str, v
     message = refusal(load, MINIMAL + section)
     assert field in message
     assert value in message
+
+
+def test_a_strategy_refuses_a_continuous_space(load) -> None:
+    text = "name: a\nsearch: {strategy: front}\nspace: {learning_rate: {low: 0.1, high: 0.2}}"
+    message = refusal(load, text)
+    assert "space.learning_rate: must be a list or a range of whole numbers for search.strategy front" in message
+    assert "low=0.1" in message
 
 
 @pytest.mark.parametrize(
