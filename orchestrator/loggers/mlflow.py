@@ -93,11 +93,12 @@ class _Store(_MLflowLoggerUtil):
 
     def log_metrics(self, step: int, metrics_to_log: dict[str, Any], run_id: str | None = None) -> None:
         assert run_id is not None
-        if step > self._last_step.get(run_id, 0):
-            now = round(1000 * time.time())
-            metrics = [Metric(name, value, now, step) for name, value in self._parse_dict(metrics_to_log).items()]
-            tags = [RunTag(name, value) for name, value in metrics_to_log.get("config", {}).items()]
-            self._client.log_batch(run_id, metrics, tags=tags)
+        values = self._parse_dict(metrics_to_log) if step > self._last_step.get(run_id, 0) else {}
+        now = round(1000 * time.time())
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        # MLflow writes these after the metrics: a session that was killed in between lacks them.
+        tags = [RunTag(name, value) for name, value in metrics_to_log.get("config", {}).items()]
+        self._client.log_batch(run_id, metrics, tags=tags)
 
     def _get_client(self) -> MlflowClient:
         return self._client

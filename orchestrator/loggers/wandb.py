@@ -9,15 +9,25 @@ from typing import Any
 import numpy as np
 import ray
 from PIL import Image
-from ray.air.integrations.wandb import WandbLoggerCallback
+from ray.air.integrations.wandb import WandbLoggerCallback, _WandbLoggingActor
 from ray.tune.result import TRAINING_ITERATION
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.loggers.tracked_run import LoggedSweep
 
 
+class _LoggingActor(_WandbLoggingActor):
+    """Ray's own, which ends once the run is on disk: `finish` leaves that to a process that dies with a sweep."""
+
+    def run(self) -> None:
+        super().run()
+        self._wandb.teardown()
+
+
 class Logger(WandbLoggerCallback):
     """Ray's callback, by which two actors without a CPU log each run that trains; W&B takes each step of a run once."""
+
+    _logger_actor_cls = _LoggingActor
 
     def __init__(self, sweep: LoggedSweep) -> None:
         self._left_behind = sweep.left_behind

@@ -131,7 +131,8 @@ def test_wandb_has_each_run_by_one_id(logged: Logged) -> None:
         # What a killed session had not written yet is all that may lack: W&B writes in processes of its own.
         steps = [step for step, _ in metrics.get("val_loss", [])]
         assert sorted(set(steps)) == steps, f"{name}: {steps}"
-        assert [step for step, _ in metrics["final/seconds"]] == [len(logged.curve(name)) + 1]
+        # A session that was broken off while W&B ended a run leaves it to the next one to make sure: in the same step.
+        assert {step for step, _ in metrics["final/seconds"]} == {len(logged.curve(name)) + 1}
         assert parts[-1].params["num_heads"] == logged.results.loc[name, "num_heads"]
         assert parts[-1].params["status"] == logged.results.loc[name, "status"]
 
