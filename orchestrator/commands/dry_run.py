@@ -63,7 +63,7 @@ def _describe_search(config: SweepConfig, space: SearchSpace) -> str:
     if search.strategy == "sampler":
         return f"sampler {search.sampler}, {num_trials(config, space)} trials of {epochs} epochs"
     rungs, grid = rungs_of(config), epochs * len(space.points)
-    budget = epochs_to_train(config, grid)
+    budget = epochs_to_train(config, len(space.points))
     pauses = f"that pause after {', '.join(map(str, rungs[:-1]))} " * bool(rungs[:-1]) + f"of {epochs} epochs"
     cost = f"{budget:,} epochs at most, {budget / grid:.1%} of the grid's {grid:,}"
     return f"strategy {search.strategy}, trials {pauses}; {cost}"

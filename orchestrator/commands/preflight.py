@@ -19,7 +19,7 @@ from lsmha.models import VARIANTS
 from orchestrator.config.sweep import IntRange, SweepConfig
 from orchestrator.errors import UserError
 from orchestrator.run_folder.records import Fingerprint
-from orchestrator.search.build import build_space, build_study
+from orchestrator.search.build import build_space, build_study, epochs_to_train
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 from orchestrator.terminal import Terminal
@@ -47,6 +47,8 @@ def prepare_sweep(config: SweepConfig, terminal: Terminal) -> PreparedSweep:
     space = build_space(config, dataset)
     study = build_study(config, space)
     _check_batches(config, dataset)
+    if config.search.strategy != "sampler":
+        epochs_to_train(config, len(space.points))
     if config.analysis.enabled:
         check_analysis("analysis", config.analysis.readout, dataset)
     return PreparedSweep(config, dataset, space, study, Fingerprint(dataset.digest(), RECIPE_VERSION))

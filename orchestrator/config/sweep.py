@@ -125,8 +125,8 @@ class SearchConfig(Config):
     """Configurations that a sampler may try; the search ends earlier when the space is used up. A later session may
     raise it."""
     max_epochs: Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] = 0.15
-    """front, moasha: epochs to train in all; with a decimal point, a share of what the whole grid would take. A later
-    session may raise it."""
+    """front, moasha: epochs to train in all; with a decimal point, a share of what the whole grid would take, but at
+    least what the strategy begins with. A later session may raise it."""
     min_gain: float = Field(0.002, ge=0, lt=1)
     """front: the search ends when no configuration is expected to add so much to the front's hypervolume, over what
     that is."""

@@ -39,14 +39,8 @@ def plot_front(ledger: Ledger, path: RunPath) -> None:
     line = sorted(front, key=lambda record: getattr(record, x_metric))
     axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
     axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label=f"front ({budget})")
-    predicted = [record for record in ledger.pauses.values() if record.predicted is not None]
-    if predicted and y_metric in ("val_accuracy", "val_loss"):
-        axes.errorbar(
-            np.array([getattr(record, x_metric) for record in predicted], dtype=float),
-            np.array([record.predicted for record in predicted], dtype=float),
-            yerr=np.array([record.predicted_sd for record in predicted], dtype=float),
-            fmt="o", color="0.6", mfc="none", ms=5, lw=0.8, alpha=0.5, zorder=1, label="paused: predicted ± sd",
-        )  # fmt: skip
+    if y_metric in ("val_accuracy", "val_loss"):
+        _draw_predicted(axes, [record for record in ledger.pauses.values() if record.predicted is not None], x_metric)
     in_rounds = [record for record in line if record.latency_p25_ms is not None]
     if x_metric == "latency_ms" and in_rounds:
         x, y = map(np.array, _xy(in_rounds, x_metric, y_metric))
@@ -144,6 +138,24 @@ def plot_pruning(networks: Sequence[PrunedNetwork], path: RunPath, *, title: str
     figure.suptitle(title, fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
+
+
+def _draw_predicted(axes: Any, paused: Sequence[TrialRecord], x_metric: str) -> None:
+    """Trials that pause, where they were expected to end."""
+    if paused:
+        axes.errorbar(
+            [getattr(record, x_metric) for record in paused],
+            [record.predicted for record in paused],
+            yerr=[record.predicted_sd for record in paused],
+            fmt="o",
+            color="0.6",
+            mfc="none",
+            ms=5,
+            lw=0.8,
+            alpha=0.5,
+            zorder=1,
+            label="paused: expected in the end ± sd",
+        )
 
 
 def _xy(records: list[TrialRecord], x_metric: str, y_metric: str) -> tuple[list[Any], list[Any]]:

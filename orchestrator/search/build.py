@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from lsmha.config import DATA_DEFINED
 from orchestrator.config.sweep import SweepConfig
+from orchestrator.errors import UserError
+from orchestrator.search.front.decide import opening_epochs
 from orchestrator.search.front.problem import default_rungs
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
@@ -50,10 +52,23 @@ def rungs_of(config: SweepConfig) -> tuple[int, ...]:
     return default_rungs(train.epochs, warmup=train.warmup_epochs, factor=factor)
 
 
-def epochs_to_train(config: SweepConfig, grid_epochs: int) -> int:
-    """The budget of a strategy, where the whole grid would take `grid_epochs`."""
-    budget = config.search.max_epochs
-    return min(grid_epochs, math.ceil(budget * grid_epochs) if isinstance(budget, float) else budget)
+def epochs_to_train(config: SweepConfig, points: int) -> int:
+    """The budget of a strategy over so many points.
+
+    Raises:
+        UserError: It is a number, and not enough for a front.
+    """
+    epochs, budget, rungs = config.train.epochs, config.search.max_epochs, rungs_of(config)
+    opening = opening_epochs(points, rungs) if config.search.strategy == "front" else epochs
+    least = min(points * epochs, opening + epochs * len(config.finalists.include))
+    if isinstance(budget, float):
+        return max(least, math.ceil(budget * points * epochs))
+    if budget < least:
+        raise UserError(
+            f"search.max_epochs: must be at least {least} for {points} configurations of {epochs} epochs (what "
+            f"strategy {config.search.strategy} begins with), but got {budget}"
+        )
+    return min(budget, points * epochs)
 
 
 def trained_metric(config: SweepConfig) -> tuple[str, float]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from lsmha.models import model_cost
 from orchestrator.config.sweep import SweepConfig
+from orchestrator.errors import UserError
 from orchestrator.execution.latency import LatencyCache
 from orchestrator.execution.training_job import Metrics, TrainingJob
 from orchestrator.run_folder.content_hash import architecture_hash, training_hash
@@ -33,6 +34,9 @@ class SegmentSearch:
     Args:
         latencies: Of the whole space, measured.
         workers: Trials at a time.
+
+    Raises:
+        UserError: No latency could be measured.
     """
 
     def __init__(
@@ -43,13 +47,17 @@ class SegmentSearch:
         self._data = ledger.fingerprint.data
         recipes = [space.build(point) for point in space.points]
         self._usable = [place for place, (model, _) in enumerate(recipes) if latencies.error(model) is None]
+        self.unmeasured = [error for model, _ in recipes if (error := latencies.error(model)) is not None]
+        """Why configurations are left out, one reason for each."""
+        if not self._usable:
+            raise UserError(f"latency: no configuration of the space could be measured: {self.unmeasured[0]}")
         self._recipes = [recipes[place] for place in self._usable]
         self._latencies = [
             KnownLatency(architecture_hash(model), latencies.latency_ms(model)) for model, _ in self._recipes
         ]
         self.grid_epochs = len(self._usable) * config.train.epochs
         """What it would take to train all to their end."""
-        self.budget = epochs_to_train(config, self.grid_epochs)
+        self.budget = epochs_to_train(config, len(self._usable))
         """What it may take."""
         self._trained, self._sign = trained_metric(config)
         self._places = {space.key(space.points[place]): index for index, place in enumerate(self._usable)}
@@ -61,8 +69,9 @@ class SegmentSearch:
         for record in ledger.decisions:
             self._adopt(record)
         for trial in [*ledger.trials, *ledger.pauses.values()]:
-            self._adopt_lost(trial)
-            self.tell(trial)
+            if space.key(trial.point) in self._places:
+                self._adopt_lost(trial)
+                self.tell(trial)
 
     @property
     def outcome(self) -> str:
@@ -132,7 +141,9 @@ class SegmentSearch:
     def _adopt(self, record: DecisionRecord) -> None:
         segments = []
         for part in record.segments:
-            place = self._places[self._space.key(part.point)]
+            place = self._places.get(self._space.key(part.point))
+            if place is None:  # its latency was lost, and cannot be measured any more
+                continue
             self._trials[place] = part.trial
             segments.append(
                 Segment(place, part.from_epoch, part.to_epoch, part.why, part.mean, part.sd, part.gain)  # type: ignore[arg-type]  # of our own records
@@ -148,7 +159,7 @@ class SegmentSearch:
             self._trials[place] = record.id
             last = self._planner.decisions[-1] if self._planner.decisions else None
             number, at = (0, 0.0) if last is None else (last.number + 1, last.at)
-            self._planner.adopt(Decision(number, at, (Segment(place, decided, reached, "asked"),)))
+            self._planner.adopt(Decision(number, at, (Segment(place, decided, reached, "gain"),)))
 
     def _next_id(self) -> str:
         return trial_id(1 + max((int(trial[1:]) for trial in self._trials.values()), default=-1))

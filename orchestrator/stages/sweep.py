@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 
@@ -126,6 +127,8 @@ class Sweep:
         """Train segments as they are decided on; those of earlier sessions that have no result first."""
         workers = concurrent_trials(self.config.resources, self.capacity)
         segments = SegmentSearch(self.config, self.space, self.ledger, self._latencies, workers=workers)
+        for reason, count in Counter(segments.unmeasured).items():
+            self.progress.say(f"latency: {count} configuration(s) could not be measured and are left out: {reason}")
         self.progress.stage("search", segments.budget, unit="epochs")
         for record in [*self.ledger.trials, *self.ledger.pauses.values()]:
             self.progress.was_ended(record)

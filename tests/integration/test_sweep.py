@@ -90,7 +90,7 @@ def test_a_sweep_writes_all_it_found_out(finished: Finished) -> None:
     assert len(table(run, "latency")) == 4
     summary = json.loads((run / "summary.json").read_text())
     assert summary["complete"]
-    assert summary["trials"] == {"completed": 4, "stopped": 0, "failed": 0}
+    assert summary["trials"] == {"completed": 4, "stopped": 0, "paused": 0, "failed": 0}
     assert list(summary["front"]) == list(front["id"])
     assert (run / "front.png").read_bytes().startswith(b"\x89PNG")
     assert list((run / "checkpoints").glob("*")) == []

@@ -108,6 +108,8 @@ def test_it_says_what_it_will_spend_and_has_spent(address: str, whole: Path, tmp
     sweep = Sweep(tmp_path, address, **SECTIONS)
     plan = sweep.complete("run", sweep.spec, "--out", sweep.run, "--dry-run")
     assert f"trials that pause after 1, 3 of 9 epochs; 80 epochs at most, 34.2% of the grid's {GRID}" in plan
+    little = sweep.do("run", sweep.spec, "--out", sweep.run, "--set", "search.max_epochs=39")
+    assert_refused(little, 2, "search.max_epochs: must be at least 40 for 26 configurations of 9 epochs", "39")
     assert not sweep.run.exists()
     paused = sum(row["status"] == "paused" for row in table(whole, "trials"))
     status = sweep.complete("status", whole)

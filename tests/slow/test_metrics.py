@@ -141,9 +141,15 @@ def test_numbers_are_those_of_the_records(watched: Watched) -> None:
     trials = [record.content for record in records(watched.run, "trials").values()]
     assert len(trials) == 4
     prometheus = watched.prometheus
-    assert _counts(prometheus, "trials") == {"running": 0, "completed": 4, "stopped": 0, "failed": 0}
+    assert _counts(prometheus, "trials") == {"running": 0, "completed": 4, "stopped": 0, "paused": 0, "failed": 0}
     finalists = len(records(watched.run, "finalists"))
-    assert _counts(prometheus, "finalists") == {"running": 0, "completed": finalists, "stopped": 0, "failed": 0}
+    assert _counts(prometheus, "finalists") == {
+        "running": 0,
+        "completed": finalists,
+        "stopped": 0,
+        "paused": 0,
+        "failed": 0,
+    }
     best = max(trial["val_accuracy"] for trial in trials)
     assert prometheus.last("ray_lsmha_best_objective", "sweep", "metric") == {("watched", "val_accuracy"): best}
 
@@ -198,7 +204,7 @@ def test_the_log_of_a_workers_actor_has_its_trials(watched: Watched) -> None:
 def _counts(prometheus: Prometheus, stage: str) -> dict[str, float]:
     """Training runs of a stage by state; none of a state that was not shown yet."""
     shown = prometheus.last(f'ray_lsmha_trials{{stage="{stage}"}}', "state")
-    return {state: shown.get((state,), -1) for state in ("running", "completed", "stopped", "failed")}
+    return {state: shown.get((state,), -1) for state in ("running", "completed", "stopped", "paused", "failed")}
 
 
 def _asked(watched: Watched, what: str, **arguments: Any) -> str:

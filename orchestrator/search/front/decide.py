@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -62,12 +62,22 @@ def decide(
     return _most_gain(problem, level, predict_final(problem, scores), pending, usable)
 
 
+def opening_epochs(points: int, rungs: Sequence[int]) -> int:
+    """What the screen and the anchors of a space take together: with less, there is hardly a front."""
+    screened = _num_screened(points, len(rungs))
+    return screened * rungs[0] + min(ANCHORS, screened) * (rungs[-1] - rungs[0])
+
+
+def _num_screened(points: int, rungs: int) -> int:
+    share, fewest = (SCREENED, SCREENED_FEWEST) if rungs > 1 else (STARTED, STARTED_FEWEST)
+    return min(points, max(fewest, round(share * points)))
+
+
 def _screen(problem: FrontProblem, seed: int, usable: np.ndarray) -> list[Segment]:
     if len(usable) == 0:
         return []
-    share, fewest = (SCREENED, SCREENED_FEWEST) if len(problem.rungs) > 1 else (STARTED, STARTED_FEWEST)
     order = usable[np.argsort(problem.cost[usable], kind="stable")]
-    bins = np.array_split(order, min(len(order), max(fewest, round(share * len(order)))))
+    bins = np.array_split(order, _num_screened(len(order), len(problem.rungs)))
     rng = np.random.default_rng(seed)
     return [Segment(point, 0, problem.rungs[0], "screen") for point in sorted(int(rng.choice(part)) for part in bins)]
 

@@ -1,4 +1,8 @@
-"""What a search for a front knows before it trains anything, and what it can ask for."""
+"""What a search for a front knows before it trains anything, and what it can ask for.
+
+What a network costs to use is known of every point of a finite space. What it scores is learned epoch by epoch, and
+training can pause at any rung and go on later. `decide` says what to train next. Only the sampler knows Optuna.
+"""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_what_follows_from_the_records_is_made_again(ledger: Ledger) -> None:
     assert (ledger.folder / "config.yaml").read_text() == config
     assert (ledger.folder / "study.journal").read_text().count("t000") == 2
     summary = json.loads((ledger.folder / "summary.json").read_text())
-    assert summary["trials"] == {"completed": 2, "stopped": 0, "failed": 0}
+    assert summary["trials"] == {"completed": 2, "stopped": 0, "paused": 0, "failed": 0}
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from orchestrator.config.sweep import SweepConfig
 from orchestrator.reporting import metrics
 from orchestrator.reporting.metrics import GAUGES, Series, SweepMetrics
 from orchestrator.run_folder.content_hash import content_hash
-from orchestrator.run_folder.records import SuggestionBatch, TrialRecord, trial_id
+from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.records import DecisionRecord, SuggestionBatch, TrialRecord, trial_id
 
 MONITORING = ROOT / "monitoring"
 CONFIG = SweepConfig(name="watched", space={"num_heads": [1, 2, 4]})
@@ -31,8 +33,12 @@ class Run:
         self.config, self.batches = CONFIG, []
         self.trials: list[TrialRecord] = []
         self.finalists: list[TrialRecord] = []
+        self.pauses: dict[str, TrialRecord] = {}
+        self.decisions: list[DecisionRecord] = []
         for size in batches:
             self.batches.append(SuggestionBatch(sum(len(batch.points) for batch in self.batches), [{}] * size, 0, 0.0))
+
+    tried_together = Ledger.tried_together
 
     def tried(self, run_id: str) -> TrialRecord | None:
         return {record.id: record for record in self.trials}.get(run_id)
@@ -95,6 +101,21 @@ def test_counts_by_stage_and_state() -> None:
         1,
     )
     assert shown.values("lsmha_best_objective") == {("val_accuracy",): 0.5}, "of the search's trials"
+
+
+def test_a_trial_that_pauses_counts_as_one_that_does_until_it_goes_on() -> None:
+    shown = Shown(Run(1))
+    for epochs in (1, 3):
+        shown.metrics.started("t0000", finalist=False)
+        counts = shown.values("lsmha_trials")
+        assert (counts["trials", "running"], counts["trials", "paused"]) == (1, 0)
+        shown.metrics.ended(replace(shown.run.record("t0000", 0.5), status="paused", epochs=epochs))
+        counts = shown.values("lsmha_trials")
+        assert (counts["trials", "running"], counts["trials", "paused"]) == (0, 1)
+    shown.metrics.started("t0000", finalist=False)
+    shown.metrics.ended(shown.run.record("t0000", 0.6))
+    counts = shown.values("lsmha_trials")
+    assert (counts["trials", "completed"], counts["trials", "paused"]) == (1, 0)
 
 
 def test_rates_are_those_of_running_trials() -> None:
@@ -202,7 +223,7 @@ def test_what_is_left_when_a_sweep_ends(ray_gauges: Ray) -> None:
     assert ray_gauges.series[rate] == 0.0, "a run that has ended trains no images"
     counts = {tags[2]: value for (gauge, tags), value in ray_gauges.series.items() if gauge == "lsmha_trials"
               and tags[1] == "trials"}  # fmt: skip
-    assert counts == {"running": 0.0, "completed": 1.0, "stopped": 0.0, "failed": 0.0}
+    assert counts == {"running": 0.0, "completed": 1.0, "stopped": 0.0, "paused": 0.0, "failed": 0.0}
     assert ray_gauges.series[Series("lsmha_best_objective", ("watched", "val_accuracy"))] == 0.5
 
 

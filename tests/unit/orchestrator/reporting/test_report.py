@@ -163,8 +163,8 @@ def test_summary(ledger: Ledger) -> None:
         "name", "complete", "wall_seconds", "trials", "finalist_runs", "objectives", "front", "hypervolume",
         "analyses", "committees", "finalists", "seeds", "dataset", "failures",
     }  # fmt: skip
-    assert summary["trials"] == {"completed": 3, "stopped": 0, "failed": 1}
-    assert summary["finalist_runs"] == {"completed": 3, "stopped": 0, "failed": 1}
+    assert summary["trials"] == {"completed": 3, "stopped": 0, "paused": 0, "failed": 1}
+    assert summary["finalist_runs"] == {"completed": 3, "stopped": 0, "paused": 0, "failed": 1}
     assert summary["front"] == ["t0000", "t0002"]
     assert summary["hypervolume"]["reference"] == [0.7, 4.0]
     assert [row["trial"] for row in summary["finalists"]] == ["t0002", "t0000"]

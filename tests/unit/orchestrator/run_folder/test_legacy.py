@@ -30,6 +30,7 @@ from orchestrator.terminal import Terminal
 
 CPU = torch.device("cpu")
 TABLES = ("trials", "curves", "front", "finalists", "latency", "analysis", "committees", "pruning")
+NEW_COLUMNS = {"failure", "why", "predicted", "predicted_sd"}
 RENAMED_COLUMNS = {"num_unrecognised_labels": "num_unrecognized_labels", "sentinel_ms": "reference_ms"}
 
 
@@ -96,7 +97,7 @@ def test_records_come_back_as_they_were(complete: Path) -> None:
             before.pop("recorded", None)
             now = {key: value for key, value in record.content().items() if key in before}
             assert now == before, path.name
-            assert set(record.content()) - set(before) <= {"failure", "traceback"}
+            assert set(record.content()) - set(before) <= {*NEW_COLUMNS, "traceback"}
     assert not by_name
 
 
@@ -107,7 +108,7 @@ def test_tables_are_made_again_as_they_were(complete: Path, name: str) -> None:
         before[column] = before[column].replace({"materialised": "materialized"})
     write_artifacts(Ledger.load(complete))
     now = pd.read_parquet(complete / f"{name}.parquet")
-    assert set(now.columns) - set(before.columns) <= {"failure"}
+    assert set(now.columns) - set(before.columns) <= NEW_COLUMNS
     assert_frame_equal(now[list(before.columns)], before)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from made_up_curves import RUNGS, problem_of, scores_of
 
-from orchestrator.search.front.decide import decide
+from orchestrator.search.front.decide import decide, opening_epochs
 from orchestrator.search.front.problem import default_rungs, no_scores
 
 PROBLEM = problem_of()
@@ -62,6 +62,17 @@ def test_then_one_at_a_time_by_what_it_may_gain() -> None:
     assert segment.gain is not None
     assert segment.gain > 0
     assert segment.sd is not None
+
+
+def test_what_it_begins_with_is_known_beforehand() -> None:
+    for problem in (PROBLEM, problem_of(10), problem_of(rungs=(5,))):
+        whole, scores, spent = scores_of(problem), no_scores(problem), 0
+        for _ in problem.rungs[:2]:
+            for segment in decide(problem, scores, {}, seed=0):
+                level = problem.level(segment.to_epoch)
+                scores[segment.point, :level] = whole[segment.point, :level]
+                spent += segment.epochs
+        assert opening_epochs(len(problem), problem.rungs) == spent
 
 
 def test_pending_points_are_not_taken_twice() -> None:
