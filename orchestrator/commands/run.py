@@ -134,12 +134,17 @@ class _SweepEnding:
         self.terminal.say(f"run folder: {ledger.folder}")
         self._say_what_failed()
         if not complete:
-            total = num_trials(self.prepared.config, self.prepared.space)
             at = "" if ending.interrupted is None else f" at {ending.interrupted}"
             self.terminal.insist(
-                f"incomplete, {len(ledger.trials)} of {total} trials and {len(ledger.finalists)} finalist runs "
-                f"recorded{at}, resume with: lsmha-sweep resume {ledger.folder}"
+                f"incomplete, {self._recorded_trials()} and {len(ledger.finalists)} finalist runs recorded{at}, "
+                f"resume with: lsmha-sweep resume {ledger.folder}"
             )
+
+    def _recorded_trials(self) -> str:
+        config, ledger = self.prepared.config, self.ledger
+        if config.search.strategy != "sampler":
+            return f"{len(ledger.trials)} trials that ended, {len(ledger.pauses)} that pause"
+        return f"{len(ledger.trials)} of {num_trials(config, self.prepared.space)} trials"
 
     def _say_what_failed(self) -> None:
         ledger = self.ledger

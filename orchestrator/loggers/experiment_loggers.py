@@ -97,6 +97,10 @@ class ExperimentLoggers:
         """A running one did an epoch."""
         self._tell(lambda runs: runs.epoch_ended(run_id, metrics))
 
+    def paused(self, run_id: str) -> None:
+        """A running one pauses."""
+        self._tell(lambda runs: runs.paused(run_id))
+
     def ended(self, record: TrialRecord) -> None:
         """A training run ended, well or not."""
         self._tell(lambda runs: runs.ended(record, partial(self._hyperparameters, record)))

@@ -73,6 +73,11 @@ class LoggedRuns:
             self._log(name, step, metrics)
             self._noted(name, step)
 
+    def paused(self, name: str) -> None:
+        """A run pauses; what the logger holds for it is free until it goes on, in this session or a later one."""
+        if name in self._open:
+            self._logger.leave(self._open.pop(name))
+
     def ended(self, record: TrialRecord, config: Callable[[], Mapping[str, Scalar]]) -> None:
         """A run ended, now or in an earlier session."""
         if record.id in self._note.ended:

@@ -85,7 +85,7 @@ class RunLogger(Protocol):
         """Show the plot of the front."""
 
     def leave(self, trial: Any, /) -> None:
-        """The session ends before the run does."""
+        """The run pauses, or the session ends before it does; it may be started again soon."""
 
 
 def hyperparameters(trial: str, model: ModelConfig, train: TrainConfig) -> dict[str, Scalar]:

@@ -46,6 +46,9 @@ class Logger(WandbLoggerCallback):
         )
 
     def log_trial_start(self, trial: Any) -> None:
+        # One actor at a time logs a run that has paused.
+        self._wait_for([logged for run, logged in self._trial_logging_futures.items() if str(run) == str(trial)])
+        self._cleanup_logging_actors()
         trial.local_path = self._folder
         super().log_trial_start(trial)
 

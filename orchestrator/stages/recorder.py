@@ -171,7 +171,9 @@ class Recorder:
         self._add(record)
         self._progress.ended(record)
         self._metrics.ended(record)
-        if not record.paused:  # else there is more to come
+        if record.paused:
+            self._loggers.paused(record.id)
+        else:
             remove_checkpoint(job.checkpoint)
             self._loggers.ended(record)
 

@@ -181,6 +181,20 @@ def test_what_a_stopped_run_measured_is_not_final(sweep: Sweep) -> None:
     assert "accuracy" not in outcome
 
 
+def test_a_run_that_pauses_is_left_until_it_goes_on(sweep: Sweep) -> None:
+    with sweep.session() as loggers:
+        start(loggers, "t0000")
+        loggers.epoch_ended("t0000", epoch(1))
+        loggers.paused("t0000")
+        start(loggers, "t0000")
+        loggers.epoch_ended("t0000", epoch(2))
+        loggers.ended(sweep.record("t0000", epochs=2))
+    assert [told.partition(" {")[0] for told in sweep.told()[:7]] == [
+        *("t0000 starts after 0", "t0000 1", "t0000 is left"),
+        *("t0000 starts after 1", "t0000 2", "t0000 3", "t0000 ends"),
+    ]
+
+
 def test_the_next_session_goes_on_and_catches_up(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment_loggers, "BRIEF_WAIT_S", 60)
     with suppress(KeyboardInterrupt), sweep.session() as loggers:

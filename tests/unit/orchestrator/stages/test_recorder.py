@@ -14,6 +14,7 @@ from orchestrator.execution.training_job import (
     Completed,
     EpochEnded,
     Failed,
+    Paused,
     Resumed,
     Started,
     Stopped,
@@ -90,6 +91,9 @@ class Logged:
 
     def epoch_ended(self, run_id: str, metrics: dict[str, Any]) -> None:
         self.told.append(("epoch", run_id, metrics["epoch"]))
+
+    def paused(self, run_id: str) -> None:
+        self.told.append(("paused", run_id))
 
     def ended(self, record: TrialRecord) -> None:
         self.told.append(("ended", record.id, record.status))
@@ -169,6 +173,18 @@ def test_a_stopped_job_with_a_metric_that_is_none_has_failed(tmp_path: Path) -> 
     recorded.recorder(EpochEnded("t0000", epoch(1, train_loss=float("nan"))))
     recorded.recorder(Stopped("t0000"))
     assert (recorded.record.status, recorded.record.failure) == ("failed", "metrics")
+
+
+def test_a_job_that_pauses_keeps_its_checkpoint(tmp_path: Path) -> None:
+    recorded = Recorded(tmp_path)
+    recorded.recorder(Started("t0000"))
+    recorded.recorder(EpochEnded("t0000", epoch(1)))
+    recorded.recorder(Paused("t0000", (epoch(1),)))
+    (record,) = recorded.records
+    assert (record.status, record.epochs, record.kind, record.name) == ("paused", 1, "pauses", "t0000-e0001")
+    assert not record.completed
+    assert all(file.exists() for file in checkpoint_files(recorded.checkpoint))
+    assert recorded.loggers.told[-1] == ("paused", "t0000")
 
 
 def test_gpu_memory_is_for_the_metrics_alone(tmp_path: Path) -> None:
