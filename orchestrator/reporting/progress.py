@@ -42,12 +42,15 @@ class Progress:
         """Of each trial, where epochs are counted."""
         self.running: dict[str, tuple[Point, int, dict[str, Any]]] = {}
         self.activity = ""
+        self.expected = ""
+        """What there is still to gain."""
         self._ended_before = 0
         self._stage_started = time.monotonic()
 
     def stage(self, title: str, total: int, *, unit: str = "training runs") -> None:
         """A stage of `total` pieces of work begins."""
         self.title, self.total, self.done, self.failed, self.activity = title, total, 0, 0, ""
+        self.expected = ""
         self.unit = unit
         self._ended_before = 0
         self._epochs.clear()
@@ -58,6 +61,10 @@ class Progress:
     def reached(self, done: int) -> None:
         """So many pieces of the stage's work are done; none has failed."""
         self.done = done
+
+    def expects(self, gain: float | None) -> None:
+        """What a further trial is expected to add to the front's hypervolume, over what that is, if it is known."""
+        self.expected = "" if gain is None else f"a further trial is expected to add {gain:.1%} to the front"
 
     def say(self, text: str) -> None:
         """A plain line."""
@@ -176,6 +183,8 @@ class LiveProgress(Progress):
         counts = Text(f"{done}, {len(self.running)} running, {self.failed} failed")
         if left is not None and self._counted < self.total:
             counts.append(f", about {timedelta(seconds=round(left))} left")
+        if self.expected:
+            counts.append(f", {self.expected}")
         if self.activity:
             counts.append(f", {self.activity}", style="cyan")
         running = Table(box=None, padding=(0, 1), show_header=False)

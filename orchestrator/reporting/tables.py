@@ -9,6 +9,7 @@ from rich.table import Table
 
 from orchestrator.reporting.summary import finalist_summary
 from orchestrator.run_folder.committee_rows import CommitteeContrast, CommitteeGroup, CommitteeRow
+from orchestrator.run_folder.front import expected_on_front
 from orchestrator.run_folder.ledger import Ledger
 from orchestrator.run_folder.records import PrunedNetwork
 from orchestrator.search.space import describe_point
@@ -34,7 +35,7 @@ def show_results(ledger: Ledger, terminal: Terminal) -> None:
 
 
 def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
-    """The front so far, best in the first objective first."""
+    """The front so far, best in the first objective first; then, dimmed, trials that pause and are expected on it."""
     metrics = list(dict.fromkeys([*(objective.metric for objective in ledger.config.objectives), "params"]))
     table = _configurations_table(title, *metrics)
     if "latency_ms" in metrics and (conditions := latency_conditions(ledger)):
@@ -42,6 +43,12 @@ def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
     for record in ledger.front():
         values = (_FORMATS[name].format(getattr(record, name)) for name in metrics)
         table.add_row(record.id, describe_point(record.point), *values)
+    for record in expected_on_front(ledger.trials, list(ledger.pauses.values()), ledger.config.objectives):
+        expected = {name: _FORMATS[name].format(getattr(record, name)) for name in metrics}
+        trained = next(name for name in metrics if name in ("val_accuracy", "val_loss"))
+        expected[trained] += f" ± {record.predicted_sd:.4f}"
+        where = f"{describe_point(record.point)} (expected after {record.epochs} epochs)"
+        table.add_row(record.id, where, *expected.values(), style="dim")
     return table
 
 

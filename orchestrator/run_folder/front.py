@@ -40,6 +40,22 @@ def choose_front(
     return _sorted(comparable, mask, objectives[0])
 
 
+def expected_on_front(
+    trials: Sequence[TrialRecord], pauses: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]
+) -> list[TrialRecord]:
+    """Trials that pause and would be on the front if they ended as predicted, best first; with what is predicted as
+    what they are trained for."""
+    # Only one of the two is an objective where trials pause.
+    expected = [
+        replace(record, val_accuracy=record.predicted, val_loss=record.predicted)
+        for record in pauses
+        if record.predicted is not None
+    ]
+    completed = [record for record in trials if record.completed]
+    mask = pareto_mask(objective_values([*expected, *completed], objectives), [o.direction for o in objectives])
+    return _sorted(expected, mask[: len(expected)], objectives[0])
+
+
 def objective_values(records: Sequence[TrialRecord], objectives: Sequence[ObjectiveConfig]) -> np.ndarray:
     """Objective values of the records, (n, objectives)."""
     rows = [[getattr(record, objective.metric) for objective in objectives] for record in records]

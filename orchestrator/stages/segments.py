@@ -74,10 +74,16 @@ class SegmentSearch:
                 self.tell(trial)
 
     @property
+    def expected_gain(self) -> float | None:
+        """Of the front's hypervolume by the best that could be trained next, over what it is; None if that is open."""
+        gain = self._planner.expected_gain
+        return gain if gain is not None and gain < 10 else None  # before there is a front, any is as good as infinite
+
+    @property
     def outcome(self) -> str:
         """What was spent, and what there is still to gain, in one line."""
         spent, whole = self._planner.epochs, self.grid_epochs
-        gain = self._planner.expected_gain
+        gain = self.expected_gain
         left = "" if gain is None else f"; a further trial is expected to add {gain:.2%} to the front's hypervolume"
         return f"{spent:,} epochs, {spent / whole:.1%} of the grid's {whole:,}{left}"
 

@@ -132,8 +132,14 @@ class Sweep:
         self.progress.stage("search", segments.budget, unit="epochs")
         for record in [*self.ledger.trials, *self.ledger.pauses.values()]:
             self.progress.was_ended(record)
-        left = {entry.job.id: entry for entry in [*segments.under_way(), *segments.decide()]}
-        self._train(left, resources=self.config.resources, on_record=segments.tell, more=segments.decide)
+
+        def decide() -> list[Entry]:
+            entries = segments.decide()
+            self.progress.expects(segments.expected_gain)
+            return entries
+
+        left = {entry.job.id: entry for entry in [*segments.under_way(), *decide()]}
+        self._train(left, resources=self.config.resources, on_record=segments.tell, more=decide)
         self.progress.say(f"search: {segments.outcome}")
 
     def measure_front(self) -> None:

@@ -11,7 +11,15 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.reporting.progress import LiveProgress
+from orchestrator.run_folder.records import TrialRecord
 from orchestrator.terminal import Terminal
+
+
+def trial_record(run_id: str, **fields: Any) -> TrialRecord:
+    return TrialRecord(
+        id=run_id, trial=run_id, key="k", point={}, seed=0, params=1, macs=1, latency_ms=1.0, seconds=1.0,
+        val_accuracy=0.5, **fields,
+    )  # fmt: skip
 
 
 def _view(metrics: dict[str, Any], utilization: float | None = None) -> str:
@@ -51,3 +59,18 @@ def test_a_line_in_between_leaves_the_view_as_it_is() -> None:
     assert "a [line] as it is" in drawn
     assert "t0003" in drawn
     assert "[cyan]" not in drawn
+
+
+def test_epochs_are_counted_where_trials_pause() -> None:
+    console = Console(file=StringIO(), width=120, force_terminal=True, color_system=None)
+    progress = LiveProgress(Terminal(console), lambda: Text("the front"))
+    progress.stage("search", 50, unit="epochs")
+    for epochs, status in ((1, "paused"), (3, "paused"), (9, "completed")):
+        progress.started("t0000", {"num_heads": 4}, 9)
+        progress.ended(trial_record("t0000", status=status, epochs=epochs))
+    progress.was_ended(trial_record("t0001", status="paused", epochs=3))
+    progress.expects(0.0123)
+    with console.capture() as captured:
+        console.print(progress)
+    assert "12 of 50 epochs, 0 running, 0 failed" in captured.get()
+    assert "a further trial is expected to add 1.2% to the front" in captured.get()

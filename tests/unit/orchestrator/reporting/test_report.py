@@ -87,6 +87,16 @@ def test_front_table(ledger: Ledger) -> None:
         assert text in rows[0]
 
 
+def test_front_table_has_those_that_pause_and_are_expected_there(ledger: Ledger) -> None:
+    fields = {"status": "paused", "epochs": 1, "predicted": 0.95, "predicted_sd": 0.012}
+    ledger.add(record("t0004", 0.2, 5.0, **fields))
+    ledger.add(record("t0005", 0.2, 4.5, **{**fields, "predicted": 0.5}))
+    rows = [line for line in text_of(front_table(ledger)).splitlines() if "t0" in line]
+    assert [row.split()[1] for row in rows] == ["t0000", "t0002", "t0004"]
+    for text in ("expected after 1 epochs", "0.9500 ± 0.0120", "5.000"):
+        assert text in rows[2]
+
+
 def test_front_table_says_what_latency_was_measured_on(ledger: Ledger) -> None:
     assert "latency_ms:" not in text_of(front_table(ledger))
     row = {"batch_size": 64, "dtype": "fp32", "mode": "eager", "device": "Some CPU", "threads": 1}

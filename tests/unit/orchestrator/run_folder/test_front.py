@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.config.sweep import ObjectiveConfig
-from orchestrator.run_folder.front import choose_front
+from orchestrator.run_folder.front import choose_front, expected_on_front
 from orchestrator.run_folder.records import LatencyRecord, TrialRecord
 
 OBJECTIVES = (
@@ -77,3 +79,14 @@ def test_trials_of_one_architecture_share_its_latency() -> None:
 def test_without_latency_among_the_objectives_there_are_no_ties() -> None:
     objectives = (OBJECTIVES[0], ObjectiveConfig(metric="params", direction="minimize"))
     assert names(choose_front(TRIALS, objectives, {"a": rounds(1, 2, 3)})) == ["a"]
+
+
+def test_paused_trials_are_expected_on_the_front_by_what_is_predicted() -> None:
+    def paused(name: str, latency: float, predicted: float | None) -> TrialRecord:
+        return replace(trial(name, 0.1, latency), status="paused", predicted=predicted, predicted_sd=0.01)
+
+    pauses = [paused("e", 1.0, 0.5), paused("f", 4.0, 0.95), paused("g", 2.0, 0.7), paused("h", 0.5, None)]
+    found = expected_on_front(TRIALS, pauses, OBJECTIVES)
+    assert [(record.id, record.val_accuracy) for record in found] == [("f", 0.95), ("e", 0.5)]
+    assert names(choose_front([*TRIALS, *pauses], OBJECTIVES, {})) == ["a", "b"]
+    assert expected_on_front(TRIALS, [], OBJECTIVES) == []
