@@ -251,6 +251,7 @@ def test_a_logger_that_fails_is_said_once_and_made_up_for(sweep: Sweep, method: 
 
 def test_a_logger_that_hangs_is_left_behind(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiment_loggers, "WAIT_S", 0.2)
+    monkeypatch.setattr(experiment_loggers, "LEAVING_S", 0.2)
     answered, started = threading.Event(), threading.Event()
 
     class Hanging(Told):
