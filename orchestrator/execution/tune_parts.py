@@ -110,8 +110,8 @@ class QueueSearcher(Searcher):
                     queue.release()
                     queue.release = None
                 if queue.finished:
-                    while queue.paused:  # Ray Tune would wait for them
-                        self._controller().stop_trial(queue.paused.popitem()[1])
+                    while queue.paused:  # Ray Tune would wait for them, and say of each that it has completed
+                        self._controller()._set_trial_status(queue.paused.popitem()[1], Trial.TERMINATED)
                     return str(Searcher.FINISHED)
                 # Ray Tune would ask again in a second, and do nothing in between either.
                 queue.changed.wait()

@@ -125,6 +125,7 @@ def test_more_to_spend_goes_on_where_it_was(address: str, whole: Path, tmp_path:
     assert len(decided(sweep.run)) > len(decided(whole))
     assert_front_holds(sweep.run)
     assert f"of the grid's {GRID}" in said
+    assert "completed. Last result" not in said, "Ray Tune speaks for itself"
     before = {row["id"]: row for row in table(whole, "trials")}
     went_on = [
         row for row in table(sweep.run, "trials") if row["id"] in before and row["epochs"] > before[row["id"]]["epochs"]
