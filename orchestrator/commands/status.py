@@ -23,7 +23,7 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
     search = ledger.config.search
     budget = f"of at most {search.num_trials}" if search.strategy == "sampler" else _epochs_of(ledger)
     for title, records, planned in (
-        ("trials", [*ledger.trials, *ledger.pauses.values()], budget),
+        ("trials", ledger.begun, budget),
         ("finalist runs", ledger.finalists, ""),
     ):
         lines.append(" ".join(f"{title}: {_counted(records)} {planned}".split()))
@@ -55,7 +55,7 @@ def _counted(records: list[TrialRecord]) -> str:
 
 
 def _epochs_of(ledger: Ledger) -> str:
-    epochs = sum(record.epochs for record in [*ledger.trials, *ledger.pauses.values()])
+    epochs = sum(record.epochs for record in ledger.begun)
     return f"after {epochs:,} epochs in all"
 
 

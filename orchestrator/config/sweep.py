@@ -351,12 +351,7 @@ class SweepConfig(RunConfig):
         self._check_early_stopping()
         self._check_strategy()
         if self.search.sampler == "grid":
-            for name, dimension in self.space.items():
-                if isinstance(dimension, FloatRange):
-                    raise ValueError(
-                        f"space.{name}: must be a list or a range of whole numbers for sampler grid, "
-                        f"but got low={dimension.low}, high={dimension.high}"
-                    )
+            self._check_discrete("sampler grid")
         for field, points in (
             ("search.points_to_evaluate", self.search.points_to_evaluate),
             ("finalists.include", self.finalists.include),
@@ -399,12 +394,7 @@ class SweepConfig(RunConfig):
                 "val_accuracy, to maximize, and val_loss, and one of latency_ms, params and macs, to minimize), but "
                 f"got {search.strategy!r}"
             )
-        for name, dimension in self.space.items():
-            if isinstance(dimension, FloatRange):
-                raise ValueError(
-                    f"space.{name}: must be a list or a range of whole numbers for search.strategy {search.strategy}, "
-                    f"but got low={dimension.low}, high={dimension.high}"
-                )
+        self._check_discrete(f"search.strategy {search.strategy}")
         if search.scheduler != "fifo":
             raise ValueError(
                 f"search.scheduler: must be fifo for search.strategy {search.strategy}, which says itself how far each "
@@ -419,6 +409,14 @@ class SweepConfig(RunConfig):
         if rungs is not None and (list(rungs) != sorted(set(rungs)) or rungs[-1] != self.train.epochs):
             raise ValueError(f"search.rungs: must ascend to train.epochs={self.train.epochs}, but got {list(rungs)}")
 
+    def _check_discrete(self, what: str) -> None:
+        for name, dimension in self.space.items():
+            if isinstance(dimension, FloatRange):
+                raise ValueError(
+                    f"space.{name}: must be a list or a range of whole numbers for {what}, "
+                    f"but got low={dimension.low}, high={dimension.high}"
+                )
+
     def with_startup_of(self, other: SweepConfig) -> SweepConfig:
         """These settings with what the sampler of `other` starts with, unless they say: more trials change nothing of
         what was proposed."""
@@ -430,6 +428,10 @@ class SweepConfig(RunConfig):
     def latency_on_gpu(self) -> bool:
         """Whether latency is measured on a GPU: by default where trials train on one."""
         return self.latency.device == "cuda" or (self.latency.device == "auto" and self.resources.gpus > 0)
+
+    def trained_objective(self) -> ObjectiveConfig | None:
+        """The first objective that training improves."""
+        return next((o for o in self.objectives if o.metric in ("val_accuracy", "val_loss")), None)
 
     def seeks_low_latency(self) -> bool:
         """Whether latency is one of the objectives."""

@@ -183,8 +183,6 @@ class WarmScheduler(FIFOScheduler):
         """
         self._go_on()
         controller = self.controller
-        if controller is None:
-            return
         actor_of, has_place = controller._trial_to_actor, controller._actor_manager.is_actor_started
         for waiting in controller._resources_to_pending_trials.values():
             waiting -= {trial for trial in waiting if trial in actor_of and has_place(actor_of[trial])}

@@ -39,7 +39,7 @@ def plot_front(ledger: Ledger, path: RunPath) -> None:
     line = sorted(front, key=lambda record: getattr(record, x_metric))
     axes.plot(*_xy(line, x_metric, y_metric), drawstyle="steps-post", color="C0", lw=1.2, zorder=1)
     axes.scatter(*_xy(line, x_metric, y_metric), color="C0", s=58, zorder=3, label=f"front ({budget})")
-    if y_metric in ("val_accuracy", "val_loss"):
+    if objectives[0] == ledger.config.trained_objective():
         _draw_predicted(axes, [record for record in ledger.pauses.values() if record.predicted is not None], x_metric)
     in_rounds = [record for record in line if record.latency_p25_ms is not None]
     if x_metric == "latency_ms" and in_rounds:

@@ -34,7 +34,7 @@ def write_study(ledger: Ledger, path: RunPath) -> None:
         storage=JournalStorage(backend),
     )
     distributions = {name: _distribution(dimension) for name, dimension in ledger.config.space.items()}
-    for record in sorted([*ledger.trials, *ledger.pauses.values()], key=lambda record: record.id):
+    for record in ledger.begun:
         study.add_trial(_trial(record, ledger, distributions))
     atomic_write_text(path, "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in backend.logs))
 
@@ -64,14 +64,14 @@ def _trial(record: TrialRecord, ledger: Ledger, distributions: dict[str, BaseDis
     active = {name: value for name, value in record.point.items() if value is not None}
     has_values = record.completed or record.stopped
     (values,) = objective_values([record], ledger.config.objectives).tolist() if has_values else [None]
-    trained = next((o.metric for o in ledger.config.objectives if o.metric in ("val_accuracy", "val_loss")), None)
-    curve = record.curve if trained and (record.stopped or record.paused) else []
+    trained = ledger.config.trained_objective()
+    metric = None if trained is None or not (record.stopped or record.paused) else trained.metric
     return optuna.trial.create_trial(
         state=_STATES[record.status],
         params=active,
         distributions={name: distributions[name] for name in active},
         values=values,
-        intermediate_values={int(epoch["epoch"]): epoch[str(trained)] for epoch in curve},
+        intermediate_values={} if metric is None else {int(epoch["epoch"]): epoch[metric] for epoch in record.curve},
         user_attrs={"id": record.id, "error": record.error} if record.error else {"id": record.id},
     )
 

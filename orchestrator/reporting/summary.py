@@ -41,7 +41,7 @@ def _outcome(ledger: Ledger) -> dict[str, Any]:
     analyzed = [record.completed for record in ledger.analyses.values()]
     return {
         "name": config.name,
-        "trials": count_by_status([*ledger.trials, *ledger.pauses.values()]),
+        "trials": count_by_status(ledger.begun),
         "finalist_runs": count_by_status(ledger.finalists),
         "failures": _failures(ledger),
         "objectives": [objective.model_dump() for objective in config.objectives],

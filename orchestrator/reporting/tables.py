@@ -45,8 +45,9 @@ def front_table(ledger: Ledger, *, title: str = "Pareto front") -> Table:
         table.add_row(record.id, describe_point(record.point), *values)
     for record in expected_on_front(ledger.trials, list(ledger.pauses.values()), ledger.config.objectives):
         expected = {name: _FORMATS[name].format(getattr(record, name)) for name in metrics}
-        trained = next(name for name in metrics if name in ("val_accuracy", "val_loss"))
-        expected[trained] += f" ± {record.predicted_sd:.4f}"
+        trained = ledger.config.trained_objective()
+        assert trained is not None
+        expected[trained.metric] += f" ± {record.predicted_sd:.4f}"
         where = f"{describe_point(record.point)} (expected after {record.epochs} epochs)"
         table.add_row(record.id, where, *expected.values(), style="dim")
     return table

@@ -151,6 +151,11 @@ class Ledger:
             write_record(self.folder / "records" / record.kind, record.name, record.key, content, replace=again)
             self._remember(record, recorded=recorded)
 
+    @property
+    def begun(self) -> list[TrialRecord]:
+        """Trials that have ended and those that pause, by id."""
+        return sorted([*self.trials, *self.pauses.values()], key=lambda record: record.id)
+
     def tried(self, run_id: str) -> TrialRecord | None:
         """The record of a trial or finalist; None when it has not ended."""
         return self._ended.get(run_id)

@@ -101,7 +101,7 @@ class DecidedSegment:
     """A part of a trial's training, as a strategy decided on it."""
 
     trial: str
-    """`t0007`; the first one of a trial says its point for all of them."""
+    """`t0007`."""
     point: Point
     from_epoch: int
     to_epoch: int

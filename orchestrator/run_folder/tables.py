@@ -22,7 +22,7 @@ def write_tables(ledger: Ledger) -> None:
 
 def table_rows(ledger: Ledger) -> dict[str, list[dict[str, Any]]]:
     """Rows by table; those of later stages only where there are any."""
-    trials = sorted([*ledger.trials, *ledger.pauses.values()], key=lambda record: record.id)
+    trials = ledger.begun
     latencies = [*_by_name(ledger.latencies), *_by_name(ledger.front_latencies)]
     always = {
         "trials": [record.row() for record in trials],

@@ -36,10 +36,7 @@ def build_study(config: SweepConfig, space: SearchSpace) -> ProposalStudy:
 
 
 def num_trials(config: SweepConfig, space: SearchSpace) -> int:
-    """Trials that the search will make at most: its budget, or the whole space where that is smaller or a strategy
-    says how far each trains."""
-    if config.search.strategy != "sampler":
-        return len(space.points)
+    """Trials that a sampler will make: its budget, or the whole space where that is smaller."""
     return min(config.search.num_trials, len(space.points)) if space.is_finite else config.search.num_trials
 
 
@@ -73,5 +70,6 @@ def epochs_to_train(config: SweepConfig, points: int) -> int:
 
 def trained_metric(config: SweepConfig) -> tuple[str, float]:
     """The objective of a strategy that is trained for, and the sign that makes more of it better."""
-    trained = next(o for o in config.objectives if o.metric in ("val_accuracy", "val_loss"))
+    trained = config.trained_objective()
+    assert trained is not None  # or the settings had been refused
     return trained.metric, 1.0 if trained.direction == "maximize" else -1.0

@@ -68,7 +68,7 @@ class SegmentSearch:
         self._elapsed_before = ledger.decisions[-1].elapsed_s if ledger.decisions else 0.0
         for record in ledger.decisions:
             self._adopt(record)
-        for trial in [*ledger.trials, *ledger.pauses.values()]:
+        for trial in ledger.begun:
             if space.key(trial.point) in self._places:
                 self._adopt_lost(trial)
                 self.tell(trial)

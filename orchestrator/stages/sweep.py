@@ -130,7 +130,7 @@ class Sweep:
         for reason, count in Counter(segments.unmeasured).items():
             self.progress.say(f"latency: {count} configuration(s) could not be measured and are left out: {reason}")
         self.progress.stage("search", segments.budget, unit="epochs")
-        for record in [*self.ledger.trials, *self.ledger.pauses.values()]:
+        for record in self.ledger.begun:
             self.progress.was_ended(record)
 
         def decide() -> list[Entry]:

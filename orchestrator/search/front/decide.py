@@ -100,9 +100,8 @@ def _most_gain(
     stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
     gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
     epochs = np.array([0, *problem.rungs])[level[free]]
-    best = np.lexsort((problem.cost[free], -gain / (problem.epochs - epochs)))[
-        0
-    ]  # of equal ones the cheapest, the first
+    merit = gain / (problem.epochs - epochs)
+    best = np.lexsort((problem.cost[free], -merit))[0]  # of equal ones the cheapest, of those the first
     point = int(free[best])
     return [
         Segment(

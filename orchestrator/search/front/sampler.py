@@ -76,8 +76,11 @@ class FrontSampler(BaseSampler):
         scores, pending, excluded = no_scores(self._problem), {}, set()
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         for trial in study.get_trials(deepcopy=False):
-            place = self._chosen.get(trial.number, self._place_of(trial.params))
-            if trial.number == besides or place is None:
+            if trial.number == besides:
+                continue
+            known = trial.number in self._chosen
+            place = self._chosen[trial.number] if known else self._place_of(trial.params)
+            if place is None:
                 continue
             if trial.state == TrialState.COMPLETE:
                 scores[place, 0] = sign * trial.values[0]
