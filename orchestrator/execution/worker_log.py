@@ -1,8 +1,8 @@
 """What a worker process shows of the job that it does: lines in its log, and its name.
 
-A worker does many jobs, so the names that Ray gives say nothing of trials. The log is in Ray's
-dashboard, and in `logs/worker-*.out` of its session on the node; the name is in the dashboard's list of workers, and in
-`ps`.
+A worker does many jobs, so the names that Ray gives say nothing of trials. The log is in Ray's dashboard, and in
+`logs/worker-*.out` of its session on the node (of a worker that ended, at times in `logs/old`); the name is in the
+dashboard's list of workers, and in `ps`.
 """
 
 from __future__ import annotations

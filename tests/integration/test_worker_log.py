@@ -7,15 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import ray
+from worker_logs import worker_logs
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def logged() -> Counter[str]:
     """What the workers of the session's cluster have logged of the job `train`: the first words after its name."""
-    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
-    lines = "".join(path.read_text() for path in logs.glob("worker-*.out")).splitlines()
+    lines = "".join(worker_logs().values()).splitlines()
     return Counter(line.partition(" train: ")[2].split()[0] for line in lines if " train: " in line)
 
 

@@ -84,7 +84,7 @@ def rows(lan: Network, name: str, table: str) -> dict[str, list[Any]]:
 
 def logged(host: Host, pattern: str) -> list[str]:
     """Lines of the workers' logs on a host that match."""
-    command = f"cat $RAY_TMPDIR/ray/session_latest/logs/worker-*.out | grep -P {shlex.quote(pattern)}"
+    command = f"grep -rhP --include='worker-*.out' {shlex.quote(pattern)} $RAY_TMPDIR/ray/session_latest/logs/"
     return host.run(command, check=False).stdout.splitlines()
 
 

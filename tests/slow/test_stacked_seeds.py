@@ -9,32 +9,26 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import ray
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from worker_logs import worker_logs
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SEEDS = (0, 1, 2)
-
-
-def logs() -> dict[Path, str]:
-    """What the workers of the session's cluster have written so far."""
-    folder = Path(ray._private.worker._global_node.get_logs_dir_path())
-    return {path: path.read_text() for path in folder.glob("worker-*.out")}
 
 
 def time_of(line: str) -> list[str]:
     return line.split()[:2]
 
 
-def started(before: dict[Path, str]) -> list[str]:
-    """What they have begun since, in order."""
-    new = "".join(text.removeprefix(before.get(path, "")) for path, text in logs().items()).splitlines()
+def started(before: dict[str, str]) -> list[str]:
+    """What the workers have begun since, in order."""
+    new = "".join(text.removeprefix(before.get(name, "")) for name, text in worker_logs().items()).splitlines()
     return [line.split()[2].rstrip(":") for line in sorted(new, key=time_of) if line.endswith(": started")]
 
 
 def sweep(cli: Cli, space: Path, out: Path, together: int) -> tuple[pd.DataFrame, list[str]]:
-    before = logs()
+    before = worker_logs()
     result = cli("run", space, "--out", out, "--set", f"finalists.resources.max_stacked_seeds={together}", timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
     return pd.read_parquet(out / "finalists.parquet").set_index("id").sort_index(), started(before)
