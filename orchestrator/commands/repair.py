@@ -8,6 +8,7 @@ from lsmha.errors import DamagedFileError
 from lsmha.io.checksums import read_checked
 from lsmha.io.paths import RunPath
 from lsmha.io.tables import read_table
+from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.commands.session import session
 from orchestrator.reporting.artifacts import write_artifacts
 from orchestrator.run_folder.ledger import Ledger, remove_abandoned
@@ -57,6 +58,10 @@ def _repair(folder: RunPath) -> Iterator[str]:
             read_checked(path)
         except DamagedFileError:
             yield f"set aside: {_set_aside(path, folder)} is damaged; the checkpoint before it counts, if there is one"
+    for trial in ledger.pauses:
+        if not any(file.is_file() for file in checkpoint_files(ledger.checkpoint_path(trial))):
+            how = "was dropped, as search.paused_gib was used up" if ledger.is_dropped(trial) else "is missing"
+            yield f"missing: the checkpoint of {trial}, which pauses, {how}; should it go on, it begins anew"
     for path in sorted(folder.glob("*.parquet")):
         try:
             read_table(path)

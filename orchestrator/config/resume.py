@@ -13,6 +13,7 @@ _FREE = (
     "finalists.resources",
     "search.suggestion_batch",
     "search.min_gain",
+    "search.paused_gib",
     "data.path",
     "latency.measure_first",
     "analysis",

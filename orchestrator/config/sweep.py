@@ -134,6 +134,9 @@ class SearchConfig(Config):
     """front, moasha: epochs after which a trial may pause, ascending; the last one must be `train.epochs`. By default
     that, a third of it (moasha: one in `reduction_factor`), and so on, as long as the warm-up is over by then; with
     less than 9 epochs, none but the last."""
+    paused_gib: float = Field(10.0, ge=0)
+    """front, moasha: disk that checkpoints of trials that pause may take, in GiB. Above it, those of the least expected
+    gain are dropped; should such a trial go on, it begins anew."""
     max_hours: float | None = Field(None, gt=0)
     """Wall-clock time for the search, all sessions together: when it is up, no further batch begins. Default: none."""
     startup_trials: int | None = Field(None, ge=1)

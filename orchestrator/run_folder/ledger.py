@@ -23,6 +23,7 @@ from orchestrator.run_folder.records import (
     AnalysisRecord,
     CommitteesRecord,
     DecisionRecord,
+    DroppedCheckpoint,
     Fingerprint,
     LatencyRecord,
     PruningRecord,
@@ -57,6 +58,8 @@ class Ledger:
         """Those that have ended, by id, as finalists are."""
         self.pauses: dict[str, TrialRecord] = {}
         """Those that have begun and pause, by id, the latest of each."""
+        self.drops: dict[str, DroppedCheckpoint] = {}
+        """By trial, the latest of each."""
         self.finalists: list[TrialRecord] = []
         self.latencies: dict[str, LatencyRecord] = {}
         """By architecture, as the search measured them."""
@@ -156,6 +159,11 @@ class Ledger:
         """Trials that have ended and those that pause, by id."""
         return sorted([*self.trials, *self.pauses.values()], key=lambda record: record.id)
 
+    def is_dropped(self, trial: str) -> bool:
+        """Whether the state of a trial that pauses was dropped, so that it would begin anew."""
+        drop = self.drops.get(trial)
+        return drop is not None and drop.epochs == self.pauses[trial].epochs
+
     def tried(self, run_id: str) -> TrialRecord | None:
         """The record of a trial or finalist; None when it has not ended."""
         return self._ended.get(run_id)
@@ -226,6 +234,10 @@ class Ledger:
                 self.pauses.pop(record.id, None)
                 self._ended[record.id] = record
                 insort(self.finalists if record.is_finalist else self.trials, record, key=lambda other: other.id)
+            case DroppedCheckpoint():
+                before_it = self.drops.get(record.trial)
+                if before_it is None or before_it.epochs < record.epochs:
+                    self.drops[record.trial] = record
             case LatencyRecord():
                 known = self.front_latencies if record.in_rounds else self.latencies
                 known[record.architecture] = record

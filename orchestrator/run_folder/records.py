@@ -247,6 +247,30 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class DroppedCheckpoint:
+    """The state of a trial that pauses was removed, as `search.paused_gib` was used up."""
+
+    trial: str
+    epochs: int
+    """After which it pauses."""
+    bytes: int
+    """That it took."""
+
+    kind = "drops"
+
+    @property
+    def name(self) -> str:
+        return f"{self.trial}-e{self.epochs:04d}"
+
+    @property
+    def key(self) -> str:
+        return content_hash(asdict(self))
+
+    def content(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class LatencyRecord:
     """The latency of one architecture on one kind of device, at each batch size."""
 
@@ -384,6 +408,7 @@ Record = (
     | SuggestionBatch
     | DecisionRecord
     | TrialRecord
+    | DroppedCheckpoint
     | LatencyRecord
     | AnalysisRecord
     | CommitteesRecord
@@ -412,6 +437,8 @@ def record_of(kind: str, name: str, key: str, content: Mapping[str, Any]) -> Rec
             return DecisionRecord(**{**values, "segments": [DecidedSegment(**part) for part in values["segments"]]})
         case "trials" | "finalists" | "pauses":
             return TrialRecord(**values)
+        case "drops":
+            return DroppedCheckpoint(**values)
         case "latency" | "front_latency":
             return LatencyRecord(name, key, values["rows"], in_rounds=kind == "front_latency")
         case "analyses":

@@ -22,6 +22,7 @@ from orchestrator.search.front.moasha import decide_by_rank
 from orchestrator.search.front.planner import Decision, Planner, Strategy
 from orchestrator.search.front.problem import FrontProblem, Segment, unit_spread
 from orchestrator.search.space import Point, SearchSpace
+from orchestrator.stages.paused_checkpoints import PausedCheckpoints
 from orchestrator.stages.recorder import Entry, KnownLatency
 
 
@@ -64,6 +65,7 @@ class SegmentSearch:
         self._trials: dict[int, str] = {}
         """Id of the trial of each point that has begun."""
         self._planner = self._new_planner(workers)
+        self._checkpoints = PausedCheckpoints(ledger, config.search.paused_gib)
         self._started = time.monotonic()
         self._elapsed_before = ledger.decisions[-1].elapsed_s if ledger.decisions else 0.0
         for record in ledger.decisions:
@@ -85,7 +87,9 @@ class SegmentSearch:
         spent, whole = self._planner.epochs, self.grid_epochs
         gain = self.expected_gain
         left = "" if gain is None else f"; a further trial is expected to add {gain:.2%} to the front's hypervolume"
-        return f"{spent:,} epochs, {spent / whole:.1%} of the grid's {whole:,}{left}"
+        dropped = sum(self._ledger.is_dropped(trial) for trial in self._ledger.pauses)
+        lost = f"; {dropped} checkpoints of trials that pause were dropped (search.paused_gib)" if dropped else ""
+        return f"{spent:,} epochs, {spent / whole:.1%} of the grid's {whole:,}{left}{lost}"
 
     def under_way(self) -> list[Entry]:
         """What was decided on, and has no result yet."""
@@ -117,6 +121,19 @@ class SegmentSearch:
             for segment in self._segments():
                 if segment.point == place and segment.to_epoch not in scores:
                     self._planner.tell(place, segment.to_epoch, None)
+        if record.paused:
+            self._bound_checkpoints()
+
+    def _bound_checkpoints(self) -> None:
+        going_on = {segment.point for segment in self._segments() if not self._has_result(segment)}
+        waiting = {
+            place: trial
+            for place, trial in self._trials.items()
+            if trial in self._ledger.pauses and place not in going_on
+        }
+        if self._checkpoints.excess(list(waiting.values())) > 0:
+            order = self._planner.least_promising_first(waiting)
+            self._checkpoints.drop([waiting[place] for place in order])
 
     def _new_planner(self, workers: int) -> Planner:
         config, space = self._config, self._space

@@ -178,6 +178,25 @@ def test_lost_decisions_and_checkpoints_are_made_up_for(address: str, whole: Pat
     assert {row["id"] for row in completed} > {row["id"] for row in before.values() if row["status"] == "completed"}
 
 
+def test_dropped_checkpoints_cost_epochs_and_change_nothing(
+    address: str, measured: Path, whole: Path, tmp_path: Path
+) -> None:
+    sweep = Sweep(tmp_path, address, **SECTIONS)
+    sweep.copy_of(measured)
+    said = sweep.complete("resume", sweep.run, "--set", "search.paused_gib=0")
+    assert decided(sweep.run) == decided(whole)
+    columns = ("id", "epochs", "status", "val_accuracy", "val_loss")
+    assert trained(sweep.run, "trials", *columns) == trained(whole, "trials", *columns)
+    assert trained(sweep.run, "curves", "id", "epoch") == trained(whole, "curves", "id", "epoch")
+    paused = {row["id"] for row in table(sweep.run, "trials") if row["status"] == "paused"}
+    assert f"{len(paused)} checkpoints of trials that pause were dropped (search.paused_gib)" in said
+    assert list((sweep.run / "checkpoints").glob("[!.]*")) == []
+    dropped = {name.partition("-")[0] for name in records(sweep.run, "drops")}
+    assert dropped > paused, "others began anew and are at their end"
+    repaired = sweep.complete("repair", sweep.run)
+    assert all(f"missing: the checkpoint of {trial}, which pauses, was dropped" in repaired for trial in paused)
+
+
 def test_ranks_pause_and_go_on(address: str, tmp_path: Path) -> None:
     sections = {
         **SECTIONS,

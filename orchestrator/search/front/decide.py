@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -59,7 +60,8 @@ def decide(
     if len(problem.rungs) > 1 and reach[usable & chosen].max() == 1:
         screened = np.flatnonzero(usable & chosen & (level == 1))
         return [] if set(pending) - set(asked) else _anchors(problem, scores[:, 0], screened)
-    return _most_gain(problem, level, predict_final(problem, scores), pending, usable)
+    predicted = predict_final(problem, scores)
+    return _most_gain(problem, level, predicted, _Waiting.of(problem, level, predicted, pending, usable))
 
 
 def opening_epochs(points: int, rungs: Sequence[int]) -> int:
@@ -88,29 +90,71 @@ def _anchors(problem: FrontProblem, first: np.ndarray, screened: np.ndarray) -> 
     return [Segment(point, problem.rungs[0], problem.epochs, "anchor") for point in best]
 
 
-def _most_gain(
-    problem: FrontProblem, level: np.ndarray, predicted: Prediction, pending: Mapping[int, int], usable: np.ndarray
-) -> list[Segment]:
-    taken = usable & (level == len(problem.rungs))
-    taken[list(pending)] = True
-    free = np.flatnonzero(usable & ~taken)
-    if len(free) == 0:
+def least_promising_first(
+    problem: FrontProblem, scores: np.ndarray, points: Collection[int], *, excluded: Collection[int] = ()
+) -> list[int]:
+    """Points that are not at their end by what each is expected to gain for each epoch that is left to it.
+
+    Args:
+        problem: Of n points.
+        scores: As those of `decide`; of one point at least.
+        points: To put in order.
+        excluded: Points that cannot be trained.
+    """
+    level = (~np.isnan(scores)).sum(axis=1)
+    usable = ~np.isin(np.arange(len(problem)), list(excluded))
+    waiting = _Waiting.of(problem, level, predict_final(problem, scores), {}, usable)
+    asked = np.isin(waiting.points, list(points))
+    return [int(point) for point in waiting.points[asked][np.argsort(waiting.merit[asked], kind="stable")]]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """Points that could be trained next."""
+
+    points: np.ndarray
+    epochs: np.ndarray
+    """That each has behind it."""
+    gain: np.ndarray
+    """Expected, of the front's hypervolume."""
+    merit: np.ndarray
+    """The same for each epoch that is left."""
+    hypervolume: float
+    """Of the front without them."""
+
+    @classmethod
+    def of(
+        cls,
+        problem: FrontProblem,
+        level: np.ndarray,
+        predicted: Prediction,
+        pending: Mapping[int, int],
+        usable: np.ndarray,
+    ) -> _Waiting:
+        taken = usable & (level == len(problem.rungs))
+        taken[list(pending)] = True
+        free = np.flatnonzero(usable & ~taken)
+        reference = Reference.behind(problem.cost[usable], predicted.mean[usable])
+        stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
+        gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
+        epochs = np.array([0, *problem.rungs])[level[free]]
+        return cls(free, epochs, gain, gain / (problem.epochs - epochs), stairs.hypervolume)
+
+
+def _most_gain(problem: FrontProblem, level: np.ndarray, predicted: Prediction, waiting: _Waiting) -> list[Segment]:
+    if len(waiting.points) == 0:
         return []
-    reference = Reference.behind(problem.cost[usable], predicted.mean[usable])
-    stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
-    gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
-    epochs = np.array([0, *problem.rungs])[level[free]]
-    merit = gain / (problem.epochs - epochs)
-    best = np.lexsort((problem.cost[free], -merit))[0]  # of equal ones the cheapest, of those the first
-    point = int(free[best])
+    # Of equal ones the cheapest, of those the first.
+    best = np.lexsort((problem.cost[waiting.points], -waiting.merit))[0]
+    point = int(waiting.points[best])
     return [
         Segment(
             point,
-            int(epochs[best]),
+            int(waiting.epochs[best]),
             problem.rungs[level[point]],
             "gain",
             mean=float(predicted.mean[point]),
             sd=float(predicted.sd[point]),
-            gain=float(gain.max()) / max(stairs.hypervolume, 1e-12),
+            gain=float(waiting.gain.max()) / max(waiting.hypervolume, 1e-12),
         )
     ]

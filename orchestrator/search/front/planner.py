@@ -9,11 +9,12 @@ a replay from tables.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from orchestrator.search.front.decide import least_promising_first
 from orchestrator.search.front.problem import FrontProblem, Segment, no_scores
 
 Strategy = Callable[..., list[Segment]]
@@ -94,6 +95,15 @@ class Planner:
     def tell(self, point: int, epoch: int, score: float | None) -> None:
         """What a point scored at a rung; None if it failed before it got there."""
         self._results[point, epoch] = score
+
+    def least_promising_first(self, points: Collection[int]) -> list[int]:
+        """Points that pause, by what each that goes on is expected to add to the front, by all that was told."""
+        scores = no_scores(self.problem)
+        for (point, epoch), score in self._results.items():
+            if score is not None:
+                scores[point, self.problem.rungs.index(epoch)] = score
+        failed = {point for (point, _), score in self._results.items() if score is None}
+        return least_promising_first(self.problem, scores, points, excluded=failed)
 
     def next(self) -> Decision | None:
         """The next decision; None where results are missing that it depends on, or the search has `ended`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from made_up_curves import RUNGS, problem_of, scores_of
 
-from orchestrator.search.front.decide import decide, opening_epochs
+from orchestrator.search.front.decide import decide, least_promising_first, opening_epochs
 from orchestrator.search.front.problem import default_rungs, no_scores
 
 PROBLEM = problem_of()
@@ -131,3 +131,15 @@ def test_rungs_are_thirds_behind_the_warm_up() -> None:
     assert default_rungs(8, warmup=0) == (8,)
     assert default_rungs(64, warmup=0, factor=4) == (1, 4, 16, 64)
     assert default_rungs(20, warmup=20) == (20,)
+
+
+def test_the_most_promising_is_what_would_be_trained_next() -> None:
+    scores = anchored()
+    order = least_promising_first(PROBLEM, scores, range(len(PROBLEM)))
+    assert len(order) == len(PROBLEM) - 3, "what is at its end waits for nothing"
+    [following] = decide(PROBLEM, scores, {}, seed=0)
+    assert order[-1] == following.point
+    [second] = decide(PROBLEM, scores, {}, seed=0, excluded={following.point})
+    assert least_promising_first(PROBLEM, scores, range(len(PROBLEM)), excluded={following.point})[-1] == second.point
+    some = order[::7]
+    assert least_promising_first(PROBLEM, scores, sorted(some)) == some
