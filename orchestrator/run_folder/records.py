@@ -20,7 +20,19 @@ from orchestrator.search.space import Point
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class _Whole:
+    """A record that is all its fields, and is told by them."""
+
+    @property
+    def key(self) -> str:
+        return content_hash(asdict(self))
+
+    def content(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fingerprint(_Whole):
     """What results depend on besides the settings: they mix with no others."""
 
     data: str
@@ -30,13 +42,6 @@ class Fingerprint:
 
     kind = "fingerprint"
     name = "run"
-
-    @property
-    def key(self) -> str:
-        return content_hash(asdict(self))
-
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
 
     def check(self, now: Fingerprint) -> None:
         """Refuse to go on with other images or another version of the training code.
@@ -71,7 +76,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class SuggestionBatch:
+class SuggestionBatch(_Whole):
     """Suggestions that were made together, before any of their results was known."""
 
     first: int
@@ -87,13 +92,6 @@ class SuggestionBatch:
     @property
     def name(self) -> str:
         return f"b{self.first:04d}"
-
-    @property
-    def key(self) -> str:
-        return content_hash(asdict(self))
-
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class DecidedSegment:
 
 
 @dataclass(frozen=True)
-class DecisionRecord:
+class DecisionRecord(_Whole):
     """Segments that a strategy decided on together, before any of them was trained."""
 
     number: int
@@ -128,13 +126,6 @@ class DecisionRecord:
     @property
     def name(self) -> str:
         return f"d{self.number:05d}"
-
-    @property
-    def key(self) -> str:
-        return content_hash(asdict(self))
-
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 TrialStatus = Literal["completed", "stopped", "paused", "failed"]
@@ -247,7 +238,7 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
-class DroppedCheckpoint:
+class DroppedCheckpoint(_Whole):
     """The state of a trial that pauses was removed, as `search.paused_gib` was used up."""
 
     trial: str
@@ -261,13 +252,6 @@ class DroppedCheckpoint:
     @property
     def name(self) -> str:
         return f"{self.trial}-e{self.epochs:04d}"
-
-    @property
-    def key(self) -> str:
-        return content_hash(asdict(self))
-
-    def content(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

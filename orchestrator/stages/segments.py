@@ -73,7 +73,8 @@ class SegmentSearch:
         for trial in ledger.begun:
             if space.key(trial.point) in self._places:
                 self._adopt_lost(trial)
-                self.tell(trial)
+                self._note(trial)
+        self._bound_checkpoints()
 
     @property
     def expected_gain(self) -> float | None:
@@ -112,6 +113,11 @@ class SegmentSearch:
 
     def tell(self, record: TrialRecord) -> None:
         """A trial got to a rung or to its end, or it failed."""
+        self._note(record)
+        if record.paused:
+            self._bound_checkpoints()
+
+    def _note(self, record: TrialRecord) -> None:
         place = self._places[self._space.key(record.point)]
         scores = {int(epoch["epoch"]): self._sign * epoch[self._trained] for epoch in record.curve}
         for rung in self._planner.problem.rungs:
@@ -121,8 +127,6 @@ class SegmentSearch:
             for segment in self._segments():
                 if segment.point == place and segment.to_epoch not in scores:
                     self._planner.tell(place, segment.to_epoch, None)
-        if record.paused:
-            self._bound_checkpoints()
 
     def _bound_checkpoints(self) -> None:
         going_on = {segment.point for segment in self._segments() if not self._has_result(segment)}
