@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from measured_here import measured_here
 from old_runs import old_run
 
 from orchestrator.run_folder.ledger import Ledger
@@ -22,7 +23,7 @@ def records(run: Path) -> dict[Path, tuple[bytes, int]]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    return old_run("complete", tmp_path)
+    return measured_here(old_run("complete", tmp_path))
 
 
 def test_a_complete_run_is_complete(cli: Cli, run: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from measured_here import measured_here
 from old_runs import old_run
 
 from lsmha.training.checkpoints import load_state
@@ -17,7 +18,7 @@ Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.mark.timeout(600)
 def test_trials_go_on_from_their_checkpoints(cli: Cli, tmp_path: Path) -> None:
-    run = old_run("broken-off", tmp_path)
+    run = measured_here(old_run("broken-off", tmp_path))
     half_done = {
         name: load_state(run / "checkpoints" / f"{name}.pt", map_location="cpu").state["history"]
         for name in ("t0000", "t0002")
