@@ -10,6 +10,7 @@ from orchestrator.config.sweep import ResourcesConfig, SweepConfig
 from orchestrator.execution.gpu_sharing import resolve_gpu_share
 from orchestrator.loggers.experiment_loggers import check_loggers
 from orchestrator.search.build import epochs_to_train, num_trials, rungs_of
+from orchestrator.search.front.decide import Opening
 from orchestrator.search.space import SearchSpace, describe_point
 from orchestrator.stages.space_latency import measured_first
 from orchestrator.terminal import Terminal
@@ -32,7 +33,7 @@ def show_plan(config: SweepConfig, terminal: Terminal, cluster: ClusterChoice, *
 
     with session(None, terminal, cluster=cluster, again="repeat the command", fits=fits) as begun:
         terminal.say("\n".join(_plan(prepared, resolved, begun.capacity)))
-    if config.search.strategy != "sampler":
+    if config.search.lets_trials_pause:
         return  # it decides by latency, which is not measured yet
     shown = [proposal for proposal in (prepared.study.ask() for _ in range(proposals)) if proposal]
     terminal.say("first proposals:")
@@ -47,6 +48,7 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
         f"data: {dataset.name}, {len(dataset.train):,} train, {len(dataset.val):,} validation, "
         f"{len(dataset.test):,} test images, {dataset.num_classes} labels",
         f"space: {size}; {_describe_search(config, space)}",
+        *_describe_rungs(config, space),
         _describe_latency(config, space),
         f"cluster: {capacity}",
         _describe_resources("trials", config.resources, capacity),
@@ -60,13 +62,26 @@ def _plan(prepared: PreparedSweep, config: SweepConfig, capacity: Capacity) -> l
 
 def _describe_search(config: SweepConfig, space: SearchSpace) -> str:
     search, epochs = config.search, config.train.epochs
-    if search.strategy == "sampler":
+    if not search.lets_trials_pause:
         return f"sampler {search.sampler}, {num_trials(config, space)} trials of {epochs} epochs"
     rungs, grid = rungs_of(config), epochs * len(space.points)
     budget = epochs_to_train(config, len(space.points))
     pauses = f"that pause after {', '.join(map(str, rungs[:-1]))} " * bool(rungs[:-1]) + f"of {epochs} epochs"
     cost = f"{budget:,} epochs at most, {budget / grid:.1%} of the grid's {grid:,}"
     return f"strategy {search.strategy}, trials {pauses}; {cost}"
+
+
+def _describe_rungs(config: SweepConfig, space: SearchSpace) -> list[str]:
+    if config.search.strategy != "front":
+        return []
+    rungs = rungs_of(config)
+    opening = Opening.of(len(space.points), rungs)
+    lines = [f"  screen: {opening.screened} configurations, to epoch {rungs[0]}: {opening.screen_epochs:,} epochs"]
+    if opening.anchors:
+        lines.append(f"  anchors: {opening.anchors} of them, to epoch {rungs[-1]}: {opening.anchor_epochs:,} epochs")
+    left = epochs_to_train(config, len(space.points)) - opening.epochs
+    steps = " or ".join(str(to - start) for start, to in zip((0, *rungs), rungs, strict=False))
+    return [*lines, f"  then by expected gain, {steps} epochs at a time: {left:,} epochs at most"]
 
 
 def _describe_latency(config: SweepConfig, space: SearchSpace) -> str:

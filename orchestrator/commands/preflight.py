@@ -47,7 +47,7 @@ def prepare_sweep(config: SweepConfig, terminal: Terminal) -> PreparedSweep:
     space = build_space(config, dataset)
     study = build_study(config, space)
     _check_batches(config, dataset)
-    if config.search.strategy != "sampler":
+    if config.search.lets_trials_pause:
         epochs_to_train(config, len(space.points))
     if config.analysis.enabled:
         check_analysis("analysis", config.analysis.readout, dataset)

@@ -142,7 +142,7 @@ class _SweepEnding:
 
     def _recorded_trials(self) -> str:
         config, ledger = self.prepared.config, self.ledger
-        if config.search.strategy != "sampler":
+        if config.search.lets_trials_pause:
             return f"{len(ledger.trials)} trials that ended, {len(ledger.pauses)} that pause"
         return f"{len(ledger.trials)} of {num_trials(config, self.prepared.space)} trials"
 

@@ -21,7 +21,7 @@ def show_status(folder: RunPath, terminal: Terminal) -> None:
     ledger = Ledger.load(folder)
     lines = [f"{ledger.config.name}: {describe_stage(folder)}"]
     search = ledger.config.search
-    budget = f"of at most {search.num_trials}" if search.strategy == "sampler" else _epochs_of(ledger)
+    budget = _epochs_of(ledger) if search.lets_trials_pause else f"of at most {search.num_trials}"
     for title, records, planned in (
         ("trials", ledger.begun, budget),
         ("finalist runs", ledger.finalists, ""),

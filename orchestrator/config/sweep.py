@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 from typing_extensions import Self
 
 from lsmha.config import (
@@ -113,12 +114,13 @@ class ObjectiveConfig(Config):
 class SearchConfig(Config):
     """How configurations are proposed."""
 
-    strategy: Literal["sampler", "front", "moasha"] = "sampler"
+    strategy: Literal["auto", "sampler", "front", "moasha"] = "auto"
     """What decides which configuration is trained, and how far: a `sampler` of Optuna proposes, and each trains to its
     end; `front` trains what is expected to gain most for the front, up to the next of its `rungs`, where it pauses
     until more of it is worth it; `moasha` has one in `reduction_factor` go on at each rung, by rank. The last two need
     a finite space, and as objectives one of `val_accuracy` and `val_loss`, and one that is known before any training:
-    `latency_ms`, `params` or `macs`."""
+    `latency_ms`, `params` or `macs`. `auto` is `front` where these are given, the space has at most 2,000 combinations
+    of values, and no setting is there that only samplers have (`sampler`, `num_trials`, `scheduler`, ...)."""
     sampler: Literal["tpe", "nsga2", "gp", "random", "grid"] = "tpe"
     """Optuna sampler; `grid` goes through the whole space in order."""
     num_trials: int = Field(20, ge=1)
@@ -158,12 +160,33 @@ class SearchConfig(Config):
     """Suggestions that are made at a time, before any of their results is known: their latency is measured together,
     while no trial trains. At least twice the concurrent trials."""
 
+    @property
+    def is_for_sampler(self) -> bool:
+        """Whether a setting is given that strategies other than `sampler` do not have."""
+        return not _OF_SAMPLERS.isdisjoint(self.model_fields_set)
+
+    @property
+    def lets_trials_pause(self) -> bool:
+        """Whether the strategy does, at rungs, to go on with those that are worth it."""
+        return self.strategy in ("front", "moasha")
+
     def startup(self) -> int:
         """`startup_trials`, or its default."""
         # Optuna's defaults are made for hundreds of trials: in a small sweep a tenth to a quarter explores at first.
         limit = 50 if self.sampler == "nsga2" else 10
         return self.startup_trials or min(limit, max(4, self.num_trials // 4))
 
+
+_OF_SAMPLERS = frozenset(
+    (
+        "sampler", "num_trials", "startup_trials", "points_to_evaluate", "scheduler", "grace_epochs", "min_samples",
+        "suggestion_batch",
+    )
+)  # fmt: skip
+"""Settings of `SearchConfig` that nothing else reads."""
+
+MOST_COMBINATIONS = 2000
+"""Of a space that `front` is the default for: up to here a decision takes some tenths of a second."""
 
 _TRAINED = (("val_accuracy", "maximize"), ("val_loss", "minimize"))
 _KNOWN = (("latency_ms", "minimize"), ("params", "minimize"), ("macs", "minimize"))
@@ -308,7 +331,7 @@ class SweepConfig(RunConfig):
         strict=False,
     )
     """Axes of the front."""
-    search: SearchConfig = SearchConfig()
+    search: SearchConfig = Field(SearchConfig(), validate_default=True)
     """How configurations are proposed."""
     latency: LatencyConfig = LatencyConfig()
     """How latency is measured."""
@@ -327,6 +350,16 @@ class SweepConfig(RunConfig):
     name: `pip install "lsmha-sweep[mlflow]"`. A later session may have others."""
 
     _distinct_loggers = field_validator("loggers")(distinct)
+
+    @field_validator("search")
+    @classmethod
+    def _with_strategy(cls, search: SearchConfig, info: ValidationInfo) -> SearchConfig:
+        space, objectives = info.data.get("space"), info.data.get("objectives")
+        if search.strategy != "auto" or space is None or objectives is None:
+            return search
+        fits = _trained_and_known(objectives) and _combinations(space) <= MOST_COMBINATIONS
+        strategy = "front" if fits and not search.is_for_sampler else "sampler"
+        return search.model_copy(update={"strategy": strategy})
 
     @field_validator("objectives")
     @classmethod
@@ -364,7 +397,7 @@ class SweepConfig(RunConfig):
                     raise ValueError(
                         f"{field}: each point needs exactly the keys {sorted(self.space)}, but got {sorted(point)}"
                     )
-        if self.search.strategy == "sampler" and len(self.finalists.include) > self.search.num_trials:
+        if not self.search.lets_trials_pause and len(self.finalists.include) > self.search.num_trials:
             raise ValueError(
                 "search.num_trials must cover finalists.include, but got "
                 f"num_trials={self.search.num_trials} for {len(self.finalists.include)} points"
@@ -386,11 +419,9 @@ class SweepConfig(RunConfig):
 
     def _check_strategy(self) -> None:
         search = self.search
-        if search.strategy == "sampler":
+        if not search.lets_trials_pause:
             return
-        trained = [o for o in self.objectives if (o.metric, o.direction) in _TRAINED]
-        known = [o for o in self.objectives if (o.metric, o.direction) in _KNOWN]
-        if len(self.objectives) != 2 or len(trained) != 1 or len(known) != 1:
+        if not _trained_and_known(self.objectives):
             listed = " and ".join(f"{o.metric} ({o.direction})" for o in self.objectives)
             raise ValueError(
                 f"search.strategy: must be sampler where the objectives are {listed} (the others need one of "
@@ -480,6 +511,26 @@ def searchable_fields() -> dict[str, type[Config]]:
     model = {name: ModelConfig for name in ModelConfig.model_fields if name not in DATA_DEFINED}
     train = {name: TrainConfig for name in TrainConfig.model_fields if name not in ("epochs", "seed", "augment")}
     return {**model, **train}
+
+
+def _trained_and_known(objectives: Sequence[ObjectiveConfig]) -> bool:
+    """Whether of two objectives one is trained for, and one known before."""
+    asked = [(objective.metric, objective.direction) for objective in objectives]
+    return len(asked) == 2 and any(o in _TRAINED for o in asked) and any(o in _KNOWN for o in asked)
+
+
+def _combinations(space: Mapping[str, Dimension]) -> float:
+    """How many combinations of values there are, valid or not."""
+    sizes = []
+    for dimension in space.values():
+        match dimension:
+            case IntRange(low=low, high=high, step=step):
+                sizes.append((high - low) // step + 1)
+            case FloatRange():
+                return math.inf
+            case choices:
+                sizes.append(len(choices))
+    return math.prod(sizes)
 
 
 def check_dimension(name: str, dimension: Dimension) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from lsmha.config import DATA_DEFINED
 from orchestrator.config.sweep import SweepConfig
 from orchestrator.errors import UserError
-from orchestrator.search.front.decide import opening_epochs
+from orchestrator.search.front.decide import Opening
 from orchestrator.search.front.problem import default_rungs
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
@@ -56,7 +56,7 @@ def epochs_to_train(config: SweepConfig, points: int) -> int:
         UserError: It is a number, and not enough for a front.
     """
     epochs, budget, rungs = config.train.epochs, config.search.max_epochs, rungs_of(config)
-    opening = opening_epochs(points, rungs) if config.search.strategy == "front" else epochs
+    opening = Opening.of(points, rungs).epochs if config.search.strategy == "front" else epochs
     least = min(points * epochs, opening + epochs * len(config.finalists.include))
     if isinstance(budget, float):
         return max(least, math.ceil(budget * points * epochs))

@@ -11,7 +11,7 @@ from orchestrator.search.space import SearchSpace
 def measured_first(config: SweepConfig, space: SearchSpace) -> list[ModelConfig]:
     """All architectures of the space, each once, where latency is an objective and there are at most
     `latency.measure_first` of them, or where a strategy decides by what is known of all; else none."""
-    if config.search.strategy != "sampler":
+    if config.search.lets_trials_pause:
         return list({architecture_hash(low): low for low, _ in space.models_at_ends()}.values())
     if not config.seeks_low_latency():
         return []

@@ -87,7 +87,7 @@ class Sweep:
     def measure_space(self) -> None:
         """Measure the latency of the whole space, where it is small enough and there is still a trial to train, or
         where the strategy decides by it."""
-        if self.config.search.strategy == "sampler" and len(self.ledger.trials) >= num_trials(self.config, self.space):
+        if not self.config.search.lets_trials_pause and len(self.ledger.trials) >= num_trials(self.config, self.space):
             return
         models = [model for model in measured_first(self.config, self.space) if not self._latencies.knows(model)]
         if models:
@@ -97,10 +97,10 @@ class Sweep:
 
     def search(self) -> None:
         """Train what the sampler proposes, or what the strategy decides on."""
-        if self.config.search.strategy == "sampler":
-            self._search_by_proposals()
-        else:
+        if self.config.search.lets_trials_pause:
             self._search_by_segments()
+        else:
+            self._search_by_proposals()
 
     def _search_by_proposals(self) -> None:
         """Train the study's proposals, batch after batch, each after its latency was measured, if it was not before.

@@ -108,6 +108,9 @@ def test_it_says_what_it_will_spend_and_has_spent(address: str, whole: Path, tmp
     sweep = Sweep(tmp_path, address, **SECTIONS)
     plan = sweep.complete("run", sweep.spec, "--out", sweep.run, "--dry-run")
     assert f"trials that pause after 1, 3 of 9 epochs; 80 epochs at most, 34.2% of the grid's {GRID}" in plan
+    assert "  screen: 16 configurations, to epoch 1: 16 epochs" in plan
+    assert "  anchors: 3 of them, to epoch 9: 24 epochs" in plan
+    assert "  then by expected gain, 1 or 2 or 6 epochs at a time: 40 epochs at most" in plan
     little = sweep.do("run", sweep.spec, "--out", sweep.run, "--set", "search.max_epochs=39")
     assert_refused(little, 2, "search.max_epochs: must be at least 40 for 26 configurations of 9 epochs", "39")
     assert not sweep.run.exists()

@@ -64,10 +64,28 @@ def decide(
     return _most_gain(problem, level, predicted, _Waiting.of(problem, level, predicted, pending, usable))
 
 
-def opening_epochs(points: int, rungs: Sequence[int]) -> int:
-    """What the screen and the anchors of a space take together: with less, there is hardly a front."""
-    screened = _num_screened(points, len(rungs))
-    return screened * rungs[0] + min(ANCHORS, screened) * (rungs[-1] - rungs[0])
+@dataclass(frozen=True)
+class Opening:
+    """What is trained of a space before there is anything to expect: with less, there is hardly a front."""
+
+    screened: int
+    """Points trained to the first rung."""
+    screen_epochs: int
+    anchors: int
+    """Those of them that go on to their end; none where the first rung is that."""
+    anchor_epochs: int
+
+    @classmethod
+    def of(cls, points: int, rungs: Sequence[int]) -> Opening:
+        """That of a space of so many points."""
+        screened = _num_screened(points, len(rungs))
+        anchors = min(ANCHORS, screened) if len(rungs) > 1 else 0
+        return cls(screened, screened * rungs[0], anchors, anchors * (rungs[-1] - rungs[0]))
+
+    @property
+    def epochs(self) -> int:
+        """All together."""
+        return self.screen_epochs + self.anchor_epochs
 
 
 def _num_screened(points: int, rungs: int) -> int:

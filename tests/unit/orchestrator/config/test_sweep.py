@@ -11,7 +11,7 @@ from repository import SEARCH_SPACES
 from ruamel.yaml import YAML
 
 from orchestrator.config.sweep import SweepConfig, sweep_schema
-from orchestrator.config.yaml import dump_yaml, load_sweep_config
+from orchestrator.config.yaml import dump_yaml, load_sweep_config, plain_settings
 from orchestrator.errors import UserError
 
 MINIMAL = "name: a\nspace: {num_heads: [1, 2]}\n"
@@ -198,6 +198,35 @@ def test_a_bad_setting_is_named_with_its_value(load, section: str, field: str, v
     message = refusal(load, MINIMAL + section)
     assert field in message
     assert value in message
+
+
+@pytest.mark.parametrize(
+    ("sections", "strategy"),
+    [
+        ("", "front"),
+        ("search: {max_epochs: 0.3, max_hours: 2, rungs: [5, 10]}\ntrain: {epochs: 10}", "front"),
+        ("search: {sampler: nsga2}", "sampler"),
+        ("search: {num_trials: 20}", "sampler"),  # the default, but somebody wants it
+        ("search: {strategy: auto, suggestion_batch: 4}", "sampler"),
+        ("search: {strategy: front, num_trials: 20}", "front"),
+        ("search: {strategy: sampler}", "sampler"),
+        ("objectives: [{metric: params, direction: minimize}, {metric: val_loss, direction: minimize}]", "front"),
+        ("objectives: [{metric: val_accuracy, direction: maximize}]", "sampler"),
+        (
+            "objectives: [{metric: val_loss, direction: minimize}, {metric: seconds, direction: minimize}]",
+            "sampler",
+        ),
+        ("space: {num_heads: [1, 2], learning_rate: {low: 0.1, high: 0.2}}", "sampler"),
+        ("space: {num_heads: [1, 2], batch_size: {low: 1, high: 1000}}", "front"),
+        ("space: {num_heads: [1, 2], batch_size: {low: 1, high: 2001}}", "sampler"),
+        ("space: {num_heads: [1, 2], batch_size: {low: 1, high: 2001, step: 4}}", "front"),
+    ],
+)
+def test_front_is_the_strategy_where_nothing_speaks_against_it(load, sections: str, strategy: str) -> None:
+    config = load((MINIMAL if "space" not in sections else "name: a\n") + sections)
+    assert config.search.strategy == strategy
+    # What a run wrote down is what it goes on with, though all settings are there.
+    assert SweepConfig.model_validate(plain_settings(config)) == config
 
 
 def test_a_strategy_refuses_a_continuous_space(load) -> None:

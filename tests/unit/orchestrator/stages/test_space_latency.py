@@ -13,6 +13,7 @@ from orchestrator.stages.space_latency import measured_first
 
 HEADS_AND_DEPTHS = {"num_heads": [1, 2, 4], "depth": [1, 2]}
 ACCURACY = {"metric": "val_accuracy", "direction": "maximize"}
+SAMPLER = {"strategy": "sampler"}
 PARAMS = {"metric": "params", "direction": "minimize"}
 
 
@@ -36,13 +37,19 @@ def number_measured(space: dict[str, Any], **sections: Any) -> int:
     ids=["plain", "batch size", "learning rate", "dropout", "no heads left", "width of the MLP"],
 )
 def test_each_network_that_latency_tells_apart_is_measured_once(dimension: dict[str, Any], number: int) -> None:
-    assert number_measured({**HEADS_AND_DEPTHS, **dimension}) == number
+    assert number_measured({**HEADS_AND_DEPTHS, **dimension}, search=SAMPLER) == number
 
 
 @pytest.mark.parametrize(("limit", "number"), [(0, 0), (5, 0), (6, 6)])
 def test_none_is_where_there_are_more_than_the_limit(limit: int, number: int) -> None:
-    assert number_measured(HEADS_AND_DEPTHS, latency={"measure_first": limit}) == number
+    assert number_measured(HEADS_AND_DEPTHS, search=SAMPLER, latency={"measure_first": limit}) == number
+
+
+@pytest.mark.parametrize("strategy", ["front", "moasha"])
+def test_all_are_where_a_strategy_decides_by_them(strategy: str) -> None:
+    sections = {"search": {"strategy": strategy}, "latency": {"measure_first": 0}}
+    assert number_measured(HEADS_AND_DEPTHS, **sections) == 6
 
 
 def test_none_is_where_nobody_asked_for_latency() -> None:
-    assert number_measured(HEADS_AND_DEPTHS, objectives=[ACCURACY, PARAMS]) == 0
+    assert number_measured(HEADS_AND_DEPTHS, search=SAMPLER, objectives=[ACCURACY, PARAMS]) == 0

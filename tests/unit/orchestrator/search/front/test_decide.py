@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from made_up_curves import RUNGS, problem_of, scores_of
 
-from orchestrator.search.front.decide import decide, least_promising_first, opening_epochs
+from orchestrator.search.front.decide import Opening, decide, least_promising_first
 from orchestrator.search.front.problem import default_rungs, no_scores
 
 PROBLEM = problem_of()
@@ -72,7 +72,7 @@ def test_what_it_begins_with_is_known_beforehand() -> None:
                 level = problem.level(segment.to_epoch)
                 scores[segment.point, :level] = whole[segment.point, :level]
                 spent += segment.epochs
-        assert opening_epochs(len(problem), problem.rungs) == spent
+        assert Opening.of(len(problem), problem.rungs).epochs == spent
 
 
 def test_pending_points_are_not_taken_twice() -> None:
