@@ -11,16 +11,33 @@ closed form: given its hyperparameters, V_k is a Gaussian process with the covar
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 from scipy.linalg import cho_solve, cholesky
+from scipy.spatial.distance import cdist
 
-from orchestrator.search.front.problem import COST_WEIGHTS, LENGTHS, FrontProblem
+from orchestrator.search.front.problem import FrontProblem
 
+
+class Kernel(NamedTuple):
+    """A Matérn kernel, and what counts how much for the distance between two points."""
+
+    structure: float
+    """Weight of the searched values."""
+    cost: float
+    """Weight of what a network costs."""
+    length: float
+
+
+WEIGHTS = ((1.0, 0.0), (1.0, 0.5), (0.0, 0.5))
+"""Of structure and cost: where what is searched says little, it should not blur what the size of a network says."""
+KERNELS = tuple(Kernel(*weights, length) for weights in WEIGHTS for length in (0.5, 1.0, 2.0, 4.0))
+"""Of which marginal likelihood chooses."""
 NOISES = (0.03, 0.1, 0.3, 1.0, 3.0)
-"""Variances of the noise over that of the process, of which marginal likelihood chooses, as of the kernels."""
+"""Variances of the noise over that of the process, chosen likewise."""
 PSEUDO_OBSERVATIONS = 3.0
 """What the prior of a rung's variance weighs: with few points at a rung the chain is overconfident without it."""
 RHO_SD = 0.5
@@ -92,10 +109,9 @@ def _rung(
         residual = residual - slope  # rho is 1 if nothing speaks against it
         rho_variance = RHO_SD**2 / prior_variance
         linear += rho_variance * np.outer(slope, slope)
-    best: tuple[float, float, float, np.ndarray, np.ndarray, np.ndarray] | None = None
-    for length, weight in product(LENGTHS, COST_WEIGHTS):
-        cross = problem.kernels[length, weight][:, known]
-        covariance = cross[known] + linear
+    best: tuple[float, float, float, Kernel, np.ndarray, np.ndarray] | None = None
+    for kernel in KERNELS:
+        covariance = _correlation(problem, kernel, known, known) + linear
         for noise in NOISES:
             factor = cholesky(covariance + noise * np.eye(len(known)), lower=True, check_finite=False)
             weights = cho_solve((factor, True), residual, check_finite=False)
@@ -103,10 +119,10 @@ def _rung(
             variance = (PSEUDO_OBSERVATIONS * prior_variance + float(residual @ weights)) / count
             likelihood = -float(np.log(np.diag(factor)).sum()) - 0.5 * count * np.log(variance)
             if best is None or likelihood > best[0]:
-                best = likelihood, noise, variance, cross, factor, weights
+                best = likelihood, noise, variance, kernel, factor, weights
     assert best is not None
-    _, noise, variance, cross, factor, weights = best
-    cross = cross + LEVEL_SD**2
+    _, noise, variance, kernel, factor, weights = best
+    cross = _correlation(problem, kernel, np.arange(len(problem)), known) + LEVEL_SD**2
     own = np.full(len(problem), 1 + noise + LEVEL_SD**2)
     mean = np.full(len(problem), values.mean())
     carried: np.ndarray | float = 0.0
@@ -119,3 +135,10 @@ def _rung(
     mean = mean + cross @ weights
     explained = np.einsum("ij,ji->i", cross, cho_solve((factor, True), cross.T, check_finite=False))
     return mean, variance * np.maximum(own - explained, 1e-9) + carried
+
+
+def _correlation(problem: FrontProblem, kernel: Kernel, points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Matérn correlation for nu = 5/2 (Rasmussen and Williams 2006, eq. 4.17), (points, others)."""
+    features = np.hstack([kernel.structure * problem.structure, kernel.cost * problem.cost_features])
+    scaled = math.sqrt(5) * (cdist(features[points], features[others]) / kernel.length)
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

@@ -9,16 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from scipy.spatial.distance import cdist
-
-LENGTHS = (0.5, 1.0, 2.0, 4.0)
-"""Length scales of the kernels."""
-COST_WEIGHTS = (0.0, 0.5)
-"""How much what a network costs counts in a kernel, beside the searched values."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +52,6 @@ class FrontProblem:
     def level(self, epochs: int) -> int:
         """How many rungs a run with so many epochs has behind it."""
         return sum(rung <= epochs for rung in self.rungs)
-
-    @cached_property
-    def kernels(self) -> dict[tuple[float, float], np.ndarray]:
-        """Correlations of all points with one another, (n, n), by length scale and weight of the cost features."""
-        found = {}
-        for weight in COST_WEIGHTS:
-            features = np.hstack([self.structure, weight * self.cost_features])
-            distance = cdist(features, features)
-            for length in LENGTHS:
-                found[length, weight] = _matern52(distance / length)
-        return found
 
 
 @dataclass(frozen=True)
@@ -120,9 +102,3 @@ def unit_spread(columns: Sequence[np.ndarray]) -> np.ndarray:
         return np.empty((0, 0))
     logs = np.log(np.stack(columns, axis=1))
     return np.asarray((logs - logs.mean(axis=0)) / np.maximum(logs.std(axis=0), 1e-12))
-
-
-def _matern52(distance: np.ndarray) -> np.ndarray:
-    """Matérn correlation for nu = 5/2 (Rasmussen and Williams 2006, eq. 4.17)."""
-    scaled = math.sqrt(5) * distance
-    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

@@ -7,9 +7,10 @@ from itertools import product
 import numpy as np
 import pytest
 from made_up_curves import problem_of, scores_of
+from sklearn.gaussian_process.kernels import Matern
 
-from orchestrator.search.front.curve_model import LEVEL_SD, NOISES, PSEUDO_OBSERVATIONS, predict_final
-from orchestrator.search.front.problem import COST_WEIGHTS, LENGTHS, no_scores
+from orchestrator.search.front.curve_model import KERNELS, LEVEL_SD, NOISES, PSEUDO_OBSERVATIONS, predict_final
+from orchestrator.search.front.problem import no_scores
 
 PROBLEM = problem_of()
 SCORES = scores_of(PROBLEM)
@@ -25,8 +26,9 @@ def test_one_rung_is_a_gaussian_process() -> None:
     spread = np.subtract(*np.percentile(values, (75, 25))) / 1.35
     prior = 0.25 * spread**2
     candidates = []
-    for length, weight, noise in product(LENGTHS, COST_WEIGHTS, NOISES):
-        covariance = problem.kernels[length, weight] + LEVEL_SD**2 + noise * np.eye(60)
+    for kernel, noise in product(KERNELS, NOISES):
+        features = np.hstack([kernel.structure * problem.structure, kernel.cost * problem.cost_features])
+        covariance = Matern(kernel.length, nu=2.5)(features) + LEVEL_SD**2 + noise * np.eye(60)
         inverse = np.linalg.inv(covariance[np.ix_(known, known)])
         residual = values - values.mean()
         scale = (PSEUDO_OBSERVATIONS * prior + residual @ inverse @ residual) / (PSEUDO_OBSERVATIONS + len(known))
