@@ -2,9 +2,10 @@
 
     python benchmarks/search_efficiency.py CURVES --out benchmarks/search_efficiency
 
-CURVES is a folder with `digits-cct/` and `nas-bench-nlp-wikitext2/`. A replay is a search in all but its training: what
-an epoch brings is looked up. All epochs that were trained are charged; a point counts once it was trained to its end.
-The hypervolume is that over the full grid's, behind the nadir of the grid's own front, a tenth of its range worse.
+CURVES is a folder with `digits-cct/` and `nas-bench-nlp-wikitext2/`; the grid on CIFAR-10 is beside this file. A replay
+is a search in all but its training: what an epoch brings is looked up. All epochs that were trained are charged; a
+point counts once it was trained to its end. The hypervolume is that over the full grid's, behind the nadir of the
+grid's own front, a tenth of its range worse.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import math
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -25,20 +26,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from optuna.distributions import IntDistribution
 
 from lsmha.bench.report import Report, Table
 from lsmha.config import ModelConfig, TrainConfig
 from orchestrator.config.sweep import IntRange, ObjectiveConfig, SearchConfig
+from orchestrator.config.yaml import load_sweep_config
 from orchestrator.search.front.decide import decide
 from orchestrator.search.front.features import structure_of
 from orchestrator.search.front.gain import Reference, Staircase
-from orchestrator.search.front.moasha import decide_by_rank
+from orchestrator.search.front.moasha import best_spread, decide_by_rank
 from orchestrator.search.front.planner import Planner, Strategy
-from orchestrator.search.front.problem import FrontProblem, default_rungs, unit_spread
+from orchestrator.search.front.problem import FrontProblem, Segment, default_rungs, unit_spread
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 
+HERE = Path(__file__).parent
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
 """Of the grid's epochs."""
 GOALS = (0.95, 0.98)
@@ -98,6 +102,25 @@ def digits(folder: Path) -> Grid:
     sizes = [np.array([rows[0][index][name] for index in order], dtype=float) for name in ("params", "macs")]
     scores = np.array([[of_seed[index]["val_accuracy"] for index in order] for of_seed in rows])
     return Grid("digits-cct", space, structure_of(space.points), cost, unit_spread([cost, *sizes]), scores)
+
+
+def cifar10_small() -> Grid:
+    """94 networks of this project's space on CIFAR-10 (`cifar10_small_grid.yaml`)."""
+    config = load_sweep_config(HERE / "cifar10_small_grid.yaml")
+    rows = pd.read_parquet(HERE / "cifar10_small_grid.parquet")
+    model = config.model.model_copy(update={"img_size": 32, "num_classes": 10})
+    space = SearchSpace(config.space, model, config.train)
+    names = [*config.space]
+    # A table has NaN where a value has no effect; columns that have one are of floats.
+    values = rows[names].astype(object).where(rows[names].notna(), None)
+    keys = [space.key(dict(zip(names, point, strict=True))) for point in values.itertuples(index=False)]
+    place = {space.key(point): index for index, point in enumerate(space.points)}
+    rows = rows.assign(place=[place[key] for key in keys]).sort_values(["seed", "place", "epoch"])
+    scores = rows["val_accuracy"].to_numpy().reshape(rows["seed"].nunique(), len(space.points), config.train.epochs)
+    known = rows.drop_duplicates("place")
+    cost = known["latency_ms"].to_numpy()
+    sizes = [known[name].to_numpy(dtype=float) for name in ("params", "macs")]
+    return Grid("cifar10-small", space, structure_of(space.points), cost, unit_spread([cost, *sizes]), scores)
 
 
 def nas_bench_nlp(folder: Path, metric: str) -> Grid:
@@ -258,6 +281,36 @@ def _by_study(sampler: Any, grid: Grid, run: int, *, stop: float = 0.5) -> Outco
     return outcome(grid, seed, steps)
 
 
+class MoAshaStopping:
+    """As published: a run that is not among the best in `eta` when it gets to a rung ends there for good."""
+
+    def __init__(self, eta: int) -> None:
+        self._eta = eta
+        self._stopped: set[int] = set()
+
+    def __call__(
+        self, problem: FrontProblem, scores: np.ndarray, pending: Mapping[int, int], *, seed: int, **_: Any
+    ) -> list[Segment]:
+        level = (~np.isnan(scores)).sum(axis=1)
+        for point in np.flatnonzero((level > 0) & (level < len(problem.rungs))):
+            if point in pending or point in self._stopped:
+                continue
+            rung = level[point] - 1
+            there = np.flatnonzero(level > rung)
+            best = there[best_spread(problem.cost[there], scores[there, rung])[: max(1, len(there) // self._eta)]]
+            if point in best:
+                return [Segment(int(point), problem.rungs[rung], problem.rungs[rung + 1], "rank")]
+            self._stopped.add(int(point))
+        for point in np.random.default_rng(seed).permutation(len(problem)):
+            if level[point] == 0 and point not in pending:
+                return [Segment(int(point), 0, problem.rungs[0], "rank")]
+        return []
+
+
+def by_stopping(grid: Grid, run: int) -> Outcome:
+    return replay(grid, grid.problem(3), MoAshaStopping(3), run)
+
+
 def replay_oracle(grid: Grid, run: int) -> Outcome:
     """What nobody can do better: full trainings of the points that add most, which it knows."""
     seed, epochs = run % len(grid.scores), grid.scores.shape[2]
@@ -290,6 +343,7 @@ CANDIDATES: dict[str, Candidate] = {
     "front": by_planner(decide),
     "front, without the searched values": by_planner(decide, structure=False),
     "front, full trainings (stage A)": by_planner(decide, None),
+    "MO-ASHA, stopping, eta 3": by_stopping,
     **{f"MO-ASHA, pause and resume, eta {eta}": by_planner(partial(decide_by_rank, eta=eta), eta) for eta in (2, 3, 4)},
     **{f"Optuna, {sampler}": partial(_by_study, sampler) for sampler in ("tpe", "nsga2", "random")},
     "oracle": replay_oracle,
@@ -372,7 +426,7 @@ def main() -> None:
     parser.add_argument("curves", type=Path, help="folder of the tables")
     parser.add_argument("--runs", type=int, default=30)
     parser.add_argument(
-        "--grids", nargs="+", type=int, choices=range(5), default=[*range(5)], help="some of the tables"
+        "--grids", nargs="+", type=int, choices=range(6), default=[*range(6)], help="some of the tables"
     )
     parser.add_argument("--candidates", nargs="+", default=[*CANDIDATES], choices=[*CANDIDATES])
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
@@ -381,7 +435,7 @@ def main() -> None:
     whole = digits(options.curves / "digits-cct")
     grids: list[tuple[Grid, int | None]] = [
         (whole, None), (whole, 120), (whole, 90), (nas_bench_nlp(nlp, "seconds"), None),
-        (nas_bench_nlp(nlp, "params"), None),
+        (nas_bench_nlp(nlp, "params"), None), (cifar10_small(), None),
     ]  # fmt: skip
     tables: list[Table] = []
     rows: list[Row] = []
