@@ -12,6 +12,7 @@ records of the product, with the grid's curves in place of training: does it dec
 from __future__ import annotations
 
 import argparse
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,9 +45,9 @@ class Sweep:
     completed: int
     """Trials that got to their end."""
     latency_s: float
-    """Wall clock of the stage that measures latency."""
+    """Wall clock before the first epoch: above all, latency is measured."""
     search_s: float
-    """Wall clock from there to the last epoch."""
+    """Wall clock from the first epoch to the last."""
     training_s: float
     """Of all epochs, over all workers."""
     hypervolume: float
@@ -78,21 +79,18 @@ class Points:
 
 def sweep_of(name: str, ledger: Ledger, hypervolume: float, grid_epochs: int) -> Sweep:
     """Its cost, by what its records say and when they were written."""
-    written = {
-        record.name: ledger.record_path(record).stat().st_mtime
-        for record in (*ledger.latencies.values(), *ledger.begun)
-    }
     assert ledger.fingerprint is not None
     began = ledger.record_path(ledger.fingerprint).stat().st_mtime
-    measured = max(written[record.name] for record in ledger.latencies.values())
+    written = [ledger.record_path(trial).stat().st_mtime for trial in ledger.begun]
+    first = min(end - trial.seconds for end, trial in zip(written, ledger.begun, strict=True))
     epochs = sum(trial.epochs for trial in ledger.begun)
     return Sweep(
         name,
         epochs,
         epochs / grid_epochs,
         sum(trial.completed for trial in ledger.trials),
-        measured - began,
-        max(written.values()) - measured,
+        first - began,
+        max(written) - first,
         sum(trial.seconds for trial in ledger.begun),
         hypervolume,
     )
@@ -175,7 +173,7 @@ def main() -> None:
     grid, front = Ledger.load(options.grid), Ledger.load(options.front)
     if grid.config.train != front.config.train or grid.config.space != front.config.space:
         raise SystemExit("error: both runs must have the same recipe, train.seed and space")
-    latency_ms = {name: record.latency_ms for name, record in grid.latencies.items()}
+    latency_ms = {trial.architecture: trial.latency_ms or math.nan for trial in grid.trials}
     ended, paused = [t for t in front.trials if t.completed], [*front.pauses.values()]
     whole, found = Points.of(grid.trials, latency_ms), Points.of(ended, latency_ms)
     reference = Reference.behind(whole.latency_ms, whole.val_accuracy)
