@@ -130,8 +130,8 @@ class SearchConfig(Config):
     """front, moasha: epochs to train in all; with a decimal point, a share of what the whole grid would take, but at
     least what the strategy begins with. A later session may raise it."""
     min_gain: float = Field(0.002, ge=0, lt=1)
-    """front: the search ends when no configuration is expected to add so much to the front's hypervolume, over what
-    that is."""
+    """front: the search ends when, for the epochs of two full trainings, no configuration was expected to add so much
+    to the front's hypervolume, over what that is."""
     rungs: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(None, min_length=1, strict=False)
     """front, moasha: epochs after which a trial may pause, ascending; the last one must be `train.epochs`. By default
     that, a third of it (moasha: one in `reduction_factor`), and so on, as long as the warm-up is over by then; with

@@ -126,6 +126,17 @@ def least_promising_first(
     return [int(point) for point in waiting.points[asked][np.argsort(waiting.merit[asked], kind="stable")]]
 
 
+def front_reference(cost: np.ndarray, mean: np.ndarray, sd: np.ndarray) -> Reference:
+    """That of the expected front, as far out as a front reaches whose scores are a standard deviation better.
+
+    Costly points of which little is known are expected to be worse than a cheap one that is known. The expected front
+    then ends before them, and a point beyond the reference gains nothing, however good it may be: none of them would
+    ever be tried.
+    """
+    expected, hoped = Reference.behind(cost, mean), Reference.behind(cost, mean + sd)
+    return Reference(max(expected.cost, hoped.cost), expected.score)
+
+
 @dataclass(frozen=True)
 class _Waiting:
     """Points that could be trained next."""
@@ -152,7 +163,7 @@ class _Waiting:
         taken = usable & (level == len(problem.rungs))
         taken[list(pending)] = True
         free = np.flatnonzero(usable & ~taken)
-        reference = Reference.behind(problem.cost[usable], predicted.mean[usable])
+        reference = front_reference(problem.cost[usable], predicted.mean[usable], predicted.sd[usable])
         stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
         gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
         epochs = np.array([0, *problem.rungs])[level[free]]

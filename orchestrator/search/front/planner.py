@@ -9,6 +9,7 @@ a replay from tables.
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ import numpy as np
 
 from orchestrator.search.front.decide import least_promising_first
 from orchestrator.search.front.problem import FrontProblem, Segment, no_scores
+
+PATIENCE = 2
+"""Full trainings whose epochs go by without a gain worth having before a search ends: one low estimate may be wrong."""
 
 Strategy = Callable[..., list[Segment]]
 """`decide`, or another with its arguments but for the seed: (problem, scores, pending, excluded=..., asked=...)."""
@@ -41,7 +45,8 @@ class Planner:
         workers: Trials at a time.
         epoch_cost: How long an epoch takes at each point, (n,), in any unit: good enough to tell short from long.
         max_epochs: No decision goes beyond; None for no limit.
-        min_gain: Once no point is expected to gain more, over the hypervolume, nothing more is decided.
+        min_gain: Once no point was expected to gain more, over the hypervolume, for the epochs of `PATIENCE` full
+            trainings, nothing more is decided.
         asked: Points to train to their end first.
     """
 
@@ -112,7 +117,7 @@ class Planner:
             segments = self._decide(pending)
             if self._is_too_dear(segments):
                 self.ended = True
-            elif segments and not self._is_too_little(segments):
+            elif segments and not self._is_hopeless(segments):
                 number = self.decisions[-1].number + 1 if self.decisions else 0
                 decision = Decision(number, self._now, tuple(segments))
                 self.adopt(decision)
@@ -149,5 +154,15 @@ class Planner:
         cost = self.epochs + sum(segment.epochs for segment in segments)
         return self._max_epochs is not None and cost > self._max_epochs
 
-    def _is_too_little(self, segments: Sequence[Segment]) -> bool:
+    def _is_hopeless(self, segments: Sequence[Segment]) -> bool:
+        """Whether they gain too little, as did all that was decided on lately."""
+        if not self._gain_too_little(segments):
+            return False
+        lately = itertools.takewhile(
+            self._gain_too_little, (decision.segments for decision in reversed(self.decisions))
+        )
+        in_vain = sum(segment.epochs for segments in lately for segment in segments)
+        return in_vain >= PATIENCE * self.problem.epochs
+
+    def _gain_too_little(self, segments: Sequence[Segment]) -> bool:
         return any(segment.gain is not None and segment.gain < self._min_gain for segment in segments)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from made_up_curves import RUNGS, problem_of, scores_of
 
-from orchestrator.search.front.decide import Opening, decide, least_promising_first
+from orchestrator.search.front.decide import Opening, decide, front_reference, least_promising_first
+from orchestrator.search.front.gain import Reference
 from orchestrator.search.front.problem import default_rungs, no_scores
 
 PROBLEM = problem_of()
@@ -143,3 +144,13 @@ def test_the_most_promising_is_what_would_be_trained_next() -> None:
     assert least_promising_first(PROBLEM, scores, range(len(PROBLEM)), excluded={following.point})[-1] == second.point
     some = order[::7]
     assert least_promising_first(PROBLEM, scores, sorted(some)) == some
+
+
+def test_a_costly_point_that_may_be_the_best_is_worth_a_try() -> None:
+    cheap, costly = int(np.argmin(PROBLEM.cost)), int(np.argmax(PROBLEM.cost))
+    cost, mean, sd = PROBLEM.cost, np.full(len(PROBLEM), 0.3), np.full(len(PROBLEM), 0.01)
+    mean[cheap], mean[costly], sd[costly] = 0.6, 0.58, 0.1
+    assert Reference.behind(cost, mean).cost == cost[cheap]
+    reference = front_reference(cost, mean, sd)
+    assert reference.cost > cost[costly]
+    assert reference.score == Reference.behind(cost, mean).score

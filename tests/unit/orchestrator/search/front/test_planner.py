@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ from made_up_curves import problem_of, scores_of
 
 from orchestrator.search.front.decide import decide
 from orchestrator.search.front.moasha import decide_by_rank
-from orchestrator.search.front.planner import Decision, Planner, Strategy
+from orchestrator.search.front.planner import PATIENCE, Decision, Planner, Strategy
 
 PROBLEM = problem_of(30)
 SCORES = scores_of(PROBLEM)
@@ -92,8 +93,21 @@ def test_it_ends_when_little_is_to_be_gained() -> None:
     run(thorough, speed_seed=0)
     run(hasty, speed_seed=0)
     assert thorough.epochs == 30 * 27
-    assert hasty.epochs < thorough.epochs / 2
+    assert hasty.epochs < thorough.epochs / 2 + PATIENCE * 27
     assert hasty.ended
+
+
+def test_it_ends_only_after_two_trainings_of_little_gain() -> None:
+    planner = planner_of(min_gain=0.01)
+    decisions = run(planner, speed_seed=0)
+    gains = [(decision.segments[0].gain, decision.segments[0].epochs) for decision in decisions]
+    in_vain = list(itertools.takewhile(lambda gain: gain[0] is not None and gain[0] < 0.01, reversed(gains)))
+    assert sum(epochs for _, epochs in in_vain) >= PATIENCE * 27
+    assert sum(epochs for _, epochs in in_vain[:-1]) < (PATIENCE + 1) * 27
+    again = planner_of(min_gain=0.01)
+    for decision in decisions:
+        again.adopt(decision)
+    assert run(again, speed_seed=1) == decisions
 
 
 def test_a_failed_point_is_not_trained_on() -> None:
