@@ -3,10 +3,10 @@
     python benchmarks/front_in_reality.py GRID_RUN FRONT_RUN --out benchmarks/front_in_reality
 
 Both are run folders on this machine, of the same space, data, recipe and `train.seed`, with precision and attention
-pinned (`cifar10_small_grid.yaml`, and the same with `search: {strategy: front, max_epochs: 0.12}`). Hypervolume is over
-the grid's, by the grid's latencies, behind the nadir of the grid's front, a tenth of its range worse; only trials count
-that got to their end, and all epochs. Then the sweep is replayed with its own latencies through the search and the
-records of the product, with the grid's curves in place of training: does it decide the same?
+pinned: `cifar10-small.yaml` as its full grid (see `grid_table.py`), and as it is. Hypervolume is over the grid's, by
+the grid's latencies, behind the nadir of the grid's front, a tenth of its range worse; only trials count that got to
+their end, and all epochs. Then the sweep is replayed with its own latencies through the search and the records of the
+product, with the grid's curves in place of training: does it decide the same?
 """
 
 from __future__ import annotations

@@ -105,8 +105,8 @@ def digits(folder: Path) -> Grid:
 
 
 def cifar10_small() -> Grid:
-    """94 networks of this project's space on CIFAR-10 (`cifar10_small_grid.yaml`)."""
-    config = load_sweep_config(HERE / "cifar10_small_grid.yaml")
+    """94 networks of this project's space on CIFAR-10 (`cifar10-small.yaml`)."""
+    config = load_sweep_config(HERE.parent / "search_spaces" / "cifar10-small.yaml")
     rows = pd.read_parquet(HERE / "cifar10_small_grid.parquet")
     model = config.model.model_copy(update={"img_size": 32, "num_classes": 10})
     space = SearchSpace(config.space, model, config.train)

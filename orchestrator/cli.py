@@ -52,7 +52,7 @@ AddressOption = Annotated[
 
 @app.command(
     epilog="Examples:\n\nlsmha-sweep run search_spaces/quickstart.yaml\n\n"
-    "lsmha-sweep run search_spaces/cifar10-small.yaml --set data.path=/data/cifar10 --set search.num_trials=20"
+    "lsmha-sweep run search_spaces/cifar10-small.yaml --set data.path=/data/cifar10 --set search.max_epochs=0.3"
 )
 def run(
     space: SpaceArgument,

@@ -11,10 +11,10 @@ from orchestrator.search.front.curve_model import Prediction, predict_final
 from orchestrator.search.front.gain import Reference, Staircase
 from orchestrator.search.front.problem import FrontProblem, Segment
 
-SCREENED, SCREENED_FEWEST = 0.3, 16
-"""How much of a space the first rung is trained of at first, and how many points at least."""
-STARTED, STARTED_FEWEST = 0.04, 5
-"""The same where there is but one rung, so that each costs all its epochs."""
+SCREENED, SCREEN_EPOCHS = 0.3, 0.04
+"""How much of a space is trained to the first rung at first, unless that is more than this share of all its epochs."""
+SCREENED_FEWEST, STARTED_FEWEST = 16, 5
+"""How many points at least, and where there is but one rung, so that each costs all its epochs."""
 ANCHORS = 3
 """Points that are then trained to their end, each of another range of costs."""
 
@@ -78,7 +78,7 @@ class Opening:
     @classmethod
     def of(cls, points: int, rungs: Sequence[int]) -> Opening:
         """That of a space of so many points."""
-        screened = _num_screened(points, len(rungs))
+        screened = _num_screened(points, rungs)
         anchors = min(ANCHORS, screened) if len(rungs) > 1 else 0
         return cls(screened, screened * rungs[0], anchors, anchors * (rungs[-1] - rungs[0]))
 
@@ -88,8 +88,9 @@ class Opening:
         return self.screen_epochs + self.anchor_epochs
 
 
-def _num_screened(points: int, rungs: int) -> int:
-    share, fewest = (SCREENED, SCREENED_FEWEST) if rungs > 1 else (STARTED, STARTED_FEWEST)
+def _num_screened(points: int, rungs: Sequence[int]) -> int:
+    fewest = SCREENED_FEWEST if len(rungs) > 1 else STARTED_FEWEST
+    share = min(SCREENED, SCREEN_EPOCHS * rungs[-1] / rungs[0])
     return min(points, max(fewest, round(share * points)))
 
 
@@ -97,7 +98,7 @@ def _screen(problem: FrontProblem, seed: int, usable: np.ndarray) -> list[Segmen
     if len(usable) == 0:
         return []
     order = usable[np.argsort(problem.cost[usable], kind="stable")]
-    bins = np.array_split(order, _num_screened(len(order), len(problem.rungs)))
+    bins = np.array_split(order, _num_screened(len(order), problem.rungs))
     rng = np.random.default_rng(seed)
     return [Segment(point, 0, problem.rungs[0], "screen") for point in sorted(int(rng.choice(part)) for part in bins)]
 

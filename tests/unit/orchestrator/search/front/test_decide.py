@@ -76,6 +76,14 @@ def test_what_it_begins_with_is_known_beforehand() -> None:
         assert Opening.of(len(problem), problem.rungs).epochs == spent
 
 
+def test_a_late_first_rung_is_for_fewer_points() -> None:
+    early, late = Opening.of(639, (2, 6, 20, 60)), Opening.of(639, (20, 60))
+    assert early.screened == round(0.3 * 639)
+    assert late.screened < early.screened
+    assert late.screen_epochs <= 0.041 * 639 * 60
+    assert Opening.of(639, (60,)).screen_epochs <= 0.041 * 639 * 60
+
+
 def test_pending_points_are_not_taken_twice() -> None:
     scores, pending = anchored(), {}
     for _ in range(20):
