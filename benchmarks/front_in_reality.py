@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from search_efficiency import behind
 
 from lsmha.bench.report import Report, Table
 from lsmha.config import ModelConfig
@@ -77,11 +78,6 @@ class Points:
         best = np.maximum.accumulate(self.val_accuracy[order])
         kept = order[np.flatnonzero(np.diff(best, prepend=-np.inf) > 0)]
         return Points(self.latency_ms[kept], self.val_accuracy[kept])
-
-    def behind(self, other: Points) -> float:
-        """The most that the best of the others, no slower than it, is better by than the best of these."""
-        best = [self.val_accuracy[self.latency_ms <= limit].max(initial=0.0) for limit in other.latency_ms]
-        return float(np.max(other.val_accuracy - best).clip(0))
 
 
 def sweep_of(name: str, ledger: Ledger, hypervolume: float, behind: float, grid_epochs: int) -> Sweep:
@@ -191,11 +187,15 @@ def main() -> None:
     scores = {trial.architecture: trial.val_accuracy for trial in grid.trials}
     same = sum(trial.val_accuracy == scores[trial.architecture] for trial in ended)
     space = build_space(front.config, load_dataset(front.config.data))
+    ended_ids = {trial.architecture for trial in ended}
+    lacking = behind(
+        whole.latency_ms, whole.val_accuracy, [i for i, t in enumerate(grid.trials) if t.architecture in ended_ids]
+    )
     again = is_decided_again(front, grid, space, options.workers)
     grid_epochs = len(grid.trials) * grid.config.train.epochs
     sweeps = [
         sweep_of("full grid", grid, 1.0, 0.0, grid_epochs),
-        sweep_of("search.strategy: front", front, volume_found / volume, found.behind(whole), grid_epochs),
+        sweep_of("search.strategy: front", front, volume_found / volume, lacking, grid_epochs),
     ]
     rows = [
         [

@@ -17,7 +17,7 @@ import math
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from copy import copy
 from dataclasses import dataclass, replace
@@ -35,16 +35,17 @@ from orchestrator.config.sweep import IntRange, ObjectiveConfig, SearchConfig
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.search.front.decide import decide
 from orchestrator.search.front.features import structure_of
-from orchestrator.search.front.gain import Reference, Staircase
+from orchestrator.search.front.gain import Reference, Staircase, front_of
 from orchestrator.search.front.moasha import best_spread, decide_by_rank
-from orchestrator.search.front.planner import Planner, Strategy
-from orchestrator.search.front.problem import FrontProblem, Segment, default_rungs, unit_spread
+from orchestrator.search.front.planner import Planner
+from orchestrator.search.front.problem import FrontProblem, Progress, Segment, default_rungs, unit_spread
 from orchestrator.search.space import SearchSpace
 from orchestrator.search.study import ProposalStudy
 
 HERE = Path(__file__).parent
 SHARES = (0.05, 0.1, 0.15, 0.25, 0.5)
 """Of the grid's epochs."""
+EARLY = 0.15
 GOALS = (0.95, 0.98)
 """Of its hypervolume."""
 
@@ -196,6 +197,8 @@ class Outcome(NamedTuple):
 
     at_shares: tuple[float, ...]
     """Hypervolume at each of `SHARES`."""
+    behind: tuple[float, ...]
+    """What the front found lacks at each of them beside the grid's: score, the most at any cost."""
     to_goals: tuple[float, ...]
     """Share of the grid's epochs to each of `GOALS`; infinite if it did not get there."""
     decision_s: float
@@ -213,20 +216,36 @@ def outcome(grid: Grid, seed: int, steps: Sequence[Step], decision_s: float = 0.
     final, cost = grid.scores[seed, :, -1], grid.cost
     reference = Reference.behind(cost, final)
     whole = Staircase.under(cost, final, reference).hypervolume
-    shares, volumes, spent, done = [0.0], [0.0], 0, []
+    shares, volumes, gaps, spent, done = [0.0], [0.0], [behind(cost, final, [])], 0, []
     for epochs, point in steps:
         spent += epochs
         if point >= 0:
             done.append(point)
             shares.append(spent / grid.scores[seed].size)
             volumes.append(Staircase.under(cost[done], final[done], reference).hypervolume / whole)
-    at = [volumes[int(np.searchsorted(shares, share, side="right")) - 1] for share in SHARES]
+            gaps.append(behind(cost, final, done))
+    places = [int(np.searchsorted(shares, share, side="right")) - 1 for share in SHARES]
+    at, lacking = [volumes[place] for place in places], [gaps[place] for place in places]
     to = [next((s for s, v in zip(shares, volumes, strict=True) if v >= goal), math.inf) for goal in GOALS]
-    return Outcome(tuple(at), tuple(to), decision_s, idle)
+    return Outcome(tuple(at), tuple(lacking), tuple(to), decision_s, idle)
+
+
+def behind(cost: np.ndarray, score: np.ndarray, found: Sequence[int]) -> float:
+    """The most that the best of all, at any cost, is better by than the best that was found and costs no more; where
+    none does, than the worst."""
+    front = front_of(cost, score)
+    best = [max((float(score[p]) for p in found if cost[p] <= limit), default=score.min()) for limit in cost[front]]
+    return float(np.max(score[front] - best).clip(0))
 
 
 def replay(
-    grid: Grid, problem: FrontProblem, strategy: Strategy, run: int, *, workers: int = 1, stop: float = 0.5
+    grid: Grid,
+    problem: FrontProblem,
+    strategy: Callable[..., list[Segment]],
+    run: int,
+    *,
+    workers: int = 1,
+    stop: float = 0.5,
 ) -> Outcome:
     """A search by a planner; each worker is as fast as the network's cost says, within some 20 %."""
     scores = grid.scores[run % len(grid.scores)]
@@ -288,10 +307,8 @@ class MoAshaStopping:
         self._eta = eta
         self._stopped: set[int] = set()
 
-    def __call__(
-        self, problem: FrontProblem, scores: np.ndarray, pending: Mapping[int, int], *, seed: int, **_: Any
-    ) -> list[Segment]:
-        level = (~np.isnan(scores)).sum(axis=1)
+    def __call__(self, problem: FrontProblem, progress: Progress, *, seed: int) -> list[Segment]:
+        scores, level, pending = progress.scores, progress.level, progress.pending
         for point in np.flatnonzero((level > 0) & (level < len(problem.rungs))):
             if point in pending or point in self._stopped:
                 continue
@@ -330,12 +347,14 @@ Candidate = Callable[[Grid, int], Outcome]
 
 
 def by_planner(
-    strategy: Strategy, factor: int | None = 3, *, structure: bool = True, workers: int = 1
+    strategy: Callable[..., list[Segment]], factor: int | None = 3, *, structure: bool = True, workers: int = 1
 ) -> Callable[[Grid, int], Outcome]:
     return partial(_by_planner, strategy, factor, structure, workers)
 
 
-def _by_planner(strategy: Strategy, factor: int | None, structure: bool, workers: int, grid: Grid, run: int) -> Outcome:
+def _by_planner(
+    strategy: Callable[..., list[Segment]], factor: int | None, structure: bool, workers: int, grid: Grid, run: int
+) -> Outcome:
     return replay(grid, grid.problem(factor, structure=structure), strategy, run, workers=workers)
 
 
@@ -373,8 +392,10 @@ class Row:
             for place in range(len(SHARES))
         ]
         to = [f"{_percent(self.to_goal(goal, 0.5))} ({_percent(self.to_goal(goal, 0.9))})" for goal in (0, 1)]
-        early = np.mean([run.to_goals[0] <= 0.15 for run in self.outcomes])
-        return [self.candidate, *to, f"{early:.0%}", f"{_first(front, self):.0%}" if front is not self else "", *at]
+        early = np.mean([run.to_goals[0] <= EARLY for run in self.outcomes])
+        behind = np.quantile([run.behind[SHARES.index(EARLY)] for run in self.outcomes], (0.5, 0.9))
+        first = f"{_first(front, self):.0%}" if front is not self else ""
+        return [self.candidate, *to, f"{early:.0%}", first, "{:.4f} ({:.4f})".format(*behind), *at]
 
 
 def _first(front: Row, other: Row) -> float:
@@ -445,7 +466,9 @@ def main() -> None:
             header = [
                 f"{found[0].grid}: {part or len(grid.cost)} points, {grid.scores.shape[2]} epochs",
                 *(f"% of epochs to {goal:.0%}, median (90th percentile)" for goal in GOALS),
-                "runs at 95 % by 15 %", "pairs in which front is first", *(f"at {share:.0%}" for share in SHARES),
+                "runs at 95 % by 15 %", "pairs in which front is first",
+                f"score behind at {EARLY:.0%}, median (90th percentile)",
+                *(f"at {share:.0%}" for share in SHARES),
             ]  # fmt: skip
             tables.append(Table(header, [row.cells(found[0]) for row in found]))
             rows += found

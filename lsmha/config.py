@@ -167,21 +167,24 @@ class ModelConfig(Config):
 class DataConfig(Config):
     """Images, labels and how the training images are split."""
 
-    name: Literal["digits", "cifar10", "cifar100", "flowers102", "imagefolder", "parquet"] = "digits"
-    """Data set. `digits` ships with scikit-learn; `imagefolder` and `parquet` need `path`."""
+    name: Literal["digits", "cifar10", "cifar100", "flowers102", "imagefolder", "parquet", "webdataset"] = "digits"
+    """Data set. `digits` ships with scikit-learn; `imagefolder`, `parquet` and `webdataset` need `path`."""
     path: str | None = None
     """Folder of the data set: the download folder (torchvision sets; default `~/.cache/lsmha-sweep/data`), the root
-    with `train/` and `test/` folders of one folder per label (`imagefolder`), or the folder or file glob of
-    Hugging Face style Parquet files with `train*` and `test*` (or `validation*`) in their names (`parquet`), which may
-    be on an object store (`s3://`, `gs://`)."""
+    with `train/` and `test/` folders of one folder per label (`imagefolder`), or the folder or file glob of Parquet
+    or tar files with `train` and `test` (or `validation`) in their or their folders' names (`parquet`, `webdataset`),
+    which may be on an object store (`s3://`, `gs://`)."""
     download: bool = True
     """Whether a torchvision set may be downloaded when it is not under `path`."""
     img_size: int | None = Field(None, ge=4, le=1024)
     """Side to which images are resized; by default the set's own size, and 224 where sizes differ."""
+    background: Literal["white", "black"] = "white"
+    """What transparent images are put on."""
     image_column: str | None = None
-    """Column of the encoded images (`parquet`); found when not given."""
+    """Column of the encoded images, or of their files' names (`parquet`); kind of file that is the image
+    (`webdataset`); found when not given."""
     label_column: str | None = None
-    """Column of the integer labels (`parquet`); found when not given."""
+    """Column of the labels, integers or words (`parquet`), or field of JSON (`webdataset`); found when not given."""
     val_fraction: float = Field(0.1, gt=0, lt=1)
     """Part of the training images held out, stratified by label, to select on."""
     split_seed: int = Field(0, ge=0)

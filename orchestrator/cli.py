@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from orchestrator.config.validation import describe_validation_error
 from orchestrator.errors import ExitCode, Interrupted, SweepError, UserError, print_error
 from orchestrator.run_folder.location import location
+from orchestrator.standard_streams import bear_with_readers
 from orchestrator.storage_errors import describe_storage_error, storage_error_in
 from orchestrator.terminal import Terminal
 
@@ -324,6 +325,7 @@ def bench(
 
 def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code of its own."""
+    bear_with_readers()
     try:
         code = app(standalone_mode=False)
     except SweepError as error:

@@ -30,8 +30,8 @@ class Terminal:
 
     @property
     def is_live(self) -> bool:
-        """Whether there is somebody to see bars and views that change."""
-        return self.console.is_terminal and not self.quiet
+        """Whether there is somebody to see bars and views that change: not in a file, even if its colors are forced."""
+        return self.console.is_terminal and self.console.file.isatty() and not self.quiet
 
 
 QUIET = Terminal(Console(quiet=True), quiet=True)

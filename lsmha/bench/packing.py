@@ -11,8 +11,8 @@ import torch
 
 from lsmha.bench.subject import Subject, SubjectProcess, together
 from lsmha.config import ModelConfig, TrainConfig
+from lsmha.device_memory import free_memory
 from lsmha.errors import SubjectError
-from lsmha.training.memory import free_memory
 
 MIN_SPEEDUP = 1.1
 """Twice as many runs must train so many times as fast together: each of them then takes up to twice as long."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
+import math
 import time
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
@@ -14,24 +14,25 @@ from torch.nn import functional as F
 
 from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
 from lsmha.devices.hardware import supports_bf16
-from lsmha.devices.stopwatch import seconds_of
+from lsmha.devices.stopwatch import computing_seconds_of
 from lsmha.models.attention import PADDED_TO, AttentionKernels, default_kernels
 from lsmha.models.cct import CCT
 
 Precision = Literal["bf16", "fp32"]
 Candidate = TypeVar("Candidate", bound=Hashable)
 
-PROBE_IMAGES = 16
-"""Images of a measurement on a CPU at most, where time is proportional to them."""
 PROBE_WEIGHTS = 2**27
-"""Attention weights of a measurement at most, over all heads and images: other trials may share the memory."""
+"""Attention weights of a measurement at most, over all heads and images: other trials may share the memory. With fewer
+images than a batch has, weights fit into caches that they do not fit into in training."""
 PROBE_S = 0.1
-"""How long candidates are timed, but at least `PROBE_REPEATS[0]` times each, and at most `PROBE_REPEATS[1]` times."""
-PROBE_REPEATS = (3, 20)
+"""How long candidates are timed, but at least `PROBE_TURNS[0]` times each, and at most `PROBE_TURNS[1]` times."""
+PROBE_TURNS = (3, 20)
 CLEARLY_FASTER = 0.9
 """Part of the default's time at which another candidate replaces it: noise must not decide."""
 GIVE_UP_RATIO = 2.0
-"""A candidate that takes so many times as long as another one at first is not timed again."""
+"""A candidate that took so many times as long as another one in its best turn is not timed again, but"""
+GIVE_UP_AFTER = 2
+"""not before so many turns: other work of the machine falls on one of them."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ def plan_training(model: ModelConfig, train: TrainConfig, *, device: torch.devic
     """What the configurations ask for, and where they leave it open (`auto`), what is fastest on the device.
 
     Timed is a network of one block of each kind that `model` has, with its tokenizer: training steps for each precision
-    that the device has arithmetic for and each attention kernel, then inference. It takes a fraction of a second for
-    small networks, and is not repeated in this process. The global random state is left as found.
+    that the device has arithmetic for and each attention kernel, then inference, with as many images as a batch has. It
+    takes as long as some dozen steps, and is not repeated in this process. The global random state is left as found.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 0
     return _plan_training(_probe_of(model), train.precision, train.batch_size, device, threads)
@@ -126,26 +127,29 @@ def fastest(candidates: Mapping[Candidate, Callable[[], None]], device: torch.de
     default, *others = candidates
     if not others:
         return default
-    first: dict[Candidate, float] = {}
+    least: dict[Candidate, float] = {}
     for candidate, work in candidates.items():
         try:
             work()
-            first[candidate] = seconds_of(work, device)
         except RuntimeError:
             continue
-    close = [candidate for candidate, seconds in first.items() if seconds <= GIVE_UP_RATIO * min(first.values())]
-    if len(close) <= 1:
-        return close[0] if close else default
-    times: dict[Candidate, list[float]] = {candidate: [] for candidate in close}
+        least[candidate] = math.inf
+    if not least:
+        return default
     deadline = time.perf_counter() + PROBE_S
-    for repeat in range(PROBE_REPEATS[1]):
-        if repeat >= PROBE_REPEATS[0] and time.perf_counter() >= deadline:
+    running = list(least)
+    for turn in range(1, PROBE_TURNS[1] + 1):
+        # One after another, so that whatever else the machine does falls on all of them; it makes times longer, never
+        # shorter.
+        for candidate in running:
+            least[candidate] = min(least[candidate], computing_seconds_of(candidates[candidate], device))
+        if turn >= GIVE_UP_AFTER:
+            limit = GIVE_UP_RATIO * min(least.values())
+            running = [candidate for candidate in running if least[candidate] <= limit]
+        if len(running) <= 1 or (turn >= PROBE_TURNS[0] and time.perf_counter() >= deadline):
             break
-        for candidate in close:
-            times[candidate].append(seconds_of(candidates[candidate], device))
-    medians = {candidate: statistics.median(seconds) for candidate, seconds in times.items()}
-    best = min(medians, key=medians.__getitem__)
-    return best if medians[best] <= CLEARLY_FASTER * medians[close[0]] else close[0]
+    best, first = min(least, key=least.__getitem__), next(iter(least))
+    return best if least[best] <= CLEARLY_FASTER * least[first] else first
 
 
 def _kernels_to_try(model: ModelConfig, device: torch.device, *, training: bool, bf16: bool) -> list[AttentionKernel]:
@@ -174,8 +178,6 @@ def _probe_of(model: ModelConfig) -> ModelConfig:
 def _images(model: ModelConfig, batch_size: int, device: torch.device) -> torch.Tensor:
     """As many as are asked for, or as a measurement may have."""
     max_images = PROBE_WEIGHTS // (model.num_heads * model.num_tokens**2)
-    if device.type == "cpu":
-        max_images = min(max_images, PROBE_IMAGES)
     shape = (max(1, min(batch_size, max_images)), model.in_channels, model.img_size, model.img_size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(device)
 

@@ -17,6 +17,16 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
+def computing_seconds_of(work: Callable[[], object], device: torch.device) -> float:
+    """What a call takes of the device: of a single CPU thread the time that it computed, in which other processes had
+    no part; of several threads, and of a GPU, wall time."""
+    if device.type != "cpu" or torch.get_num_threads() > 1:
+        return seconds_of(work, device)
+    started = time.thread_time()
+    work()
+    return time.thread_time() - started
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

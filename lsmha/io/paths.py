@@ -60,12 +60,17 @@ class RunPath(Protocol):
 def path_of(text: str) -> RunPath:
     """The path that a user means: `scheme://bucket/key` is on an object store, all else on disk.
 
+    `~` is a home folder: shells leave it alone in `--out=~/runs/a`, and in quotes.
+
     Raises:
-        ValueError: There is no such kind of store, or the package that it needs is not installed.
+        ValueError: There is no such kind of store, the package that it needs is not installed, or no such home folder.
     """
     scheme, separator, rest = text.partition("://")
     if not separator:
-        return Path(text)
+        expanded = os.path.expanduser(text)
+        if expanded.startswith("~"):
+            raise ValueError(f"must begin with a home folder that there is, or with ./, but got {text!r}")
+        return Path(expanded)
     if scheme not in _DRIVERS or not rest.strip("/"):
         raise ValueError(f"must be a path, s3://bucket/folder or gs://bucket/folder, but got {text!r}")
     package, extra = _DRIVERS[scheme]

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from lsmha.config import ModelConfig
 from lsmha.data import Dataset, LabeledImages, normalize
+from lsmha.device_memory import total_memory
 from lsmha.models.cct import CCT
 from lsmha.shapes import Float, Float32, Int, UInt8
-from lsmha.training.memory import inference_memory, total_memory
+from lsmha.training.memory import inference_memory
 
 BATCH_SIZE = 500
 """Images at a time on a CPU at most: more are no faster there."""

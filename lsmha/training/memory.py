@@ -1,13 +1,11 @@
-"""What a training step takes of a device's memory, known before it is made, and what is free."""
+"""What a training step takes of a device's memory, known before it is made."""
 
 from __future__ import annotations
 
 import weakref
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -22,9 +20,6 @@ from lsmha.errors import MemoryShortageError
 from lsmha.models.attention import AttentionKernels
 from lsmha.models.cct import CCT
 from lsmha.training.optimization import build_optimizer
-
-_CGROUP = Path("/sys/fs/cgroup")
-
 
 _NEGLIGIBLE = 0.1
 """Part of the free memory below which a rough upper bound will do."""
@@ -141,32 +136,3 @@ def inference_memory(model: ModelConfig) -> int:
     block = model.num_tokens * (8 * model.embed_dim + 3 * model.mlp_dim) + attention
     widest = max(model.embed_dim, model.tokenizer_dim)
     return 4 * max(block, 4 * model.img_size**2 * widest)
-
-
-def total_memory(device: torch.device) -> int:
-    """Bytes that the device has; of a machine no more than the process's control group may take (Linux, version 2)."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    total = psutil.virtual_memory().total
-    limit = _of_control_group("memory.max")
-    return total if limit is None else min(total, limit)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process could take on the device: of a GPU what its allocator holds in reserve included, of a
-    machine no more than what the process's control group has left (Linux, version 2)."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    free = psutil.virtual_memory().available
-    limit, used = _of_control_group("memory.max"), _of_control_group("memory.current")
-    return free if limit is None or used is None else min(free, limit - used)
-
-
-def _of_control_group(name: str) -> int | None:
-    """A number of bytes that the process's control group states; None where there is no limit, or none is known."""
-    try:
-        stated = (_CGROUP / name).read_text().strip()
-    except OSError:
-        return None
-    return None if stated == "max" else int(stated)

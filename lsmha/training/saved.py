@@ -3,7 +3,6 @@ of held-out images, which committees and error analyses need."""
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any, Literal, NamedTuple
 
@@ -16,9 +15,11 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.data import Dataset, LabeledImages
 from lsmha.errors import ConfigurationError, DamagedFileError
 from lsmha.io.checksums import CHECKSUM_PLACEHOLDER, checked, read_checked, write_checked
-from lsmha.io.paths import RunPath, is_remote
+from lsmha.io.paths import RunPath
 from lsmha.legacy import of_today
 from lsmha.models import CCT, from_compact_transformers
+from lsmha.progress import OnNote, ignored
+from lsmha.training.checkpoint_file import read_weights
 from lsmha.training.evaluation import Evaluation, predict_logits, score_logits
 
 HeldOut = Literal["val", "test"]
@@ -147,14 +148,15 @@ def load_logits(folder: RunPath, split: HeldOut) -> StoredLogits:
     return stored
 
 
-def load_network(path: RunPath, *, img_size: int, num_heads: int | None = None) -> CCT:
-    """A trained network in eval mode, on the CPU: a folder that `save_model` wrote, or a file of published
-    Compact-Transformers weights.
+def load_network(path: RunPath, *, img_size: int, num_heads: int | None = None, on_note: OnNote = ignored) -> CCT:
+    """A trained network in eval mode, on the CPU: a folder that `save_model` wrote, or a file of weights of the
+    published Compact-Transformers code, as training scripts save them.
 
     Args:
         path: The folder or file. Files are read without running any code that may be in them.
         img_size: Of the images it is for, in pixels; published weights do not tell.
         num_heads: Of published weights, which do not tell that either; elsewhere it must fit or be None.
+        on_note: Told what was taken of a file that holds more than one network's weights.
 
     Raises:
         ConfigurationError: It cannot be read, or does not fit what the arguments say.
@@ -164,7 +166,8 @@ def load_network(path: RunPath, *, img_size: int, num_heads: int | None = None) 
     if not path.is_dir():
         if num_heads is None:
             raise ConfigurationError("num_heads must be given for published weights: their shapes do not tell it")
-        return from_compact_transformers(_read_state_dict(path), num_heads=num_heads, img_size=img_size)
+        weights = read_weights(path, on_note=on_note)
+        return from_compact_transformers(weights, num_heads=num_heads, img_size=img_size, on_note=on_note)
     try:
         model = load_model(path)
     except (OSError, KeyError) as error:
@@ -172,21 +175,6 @@ def load_network(path: RunPath, *, img_size: int, num_heads: int | None = None) 
     if num_heads not in (None, model.config.num_heads):
         raise ConfigurationError(f"num_heads must be {model.config.num_heads} for {path}, but got {num_heads}")
     return model
-
-
-def _read_state_dict(path: RunPath) -> dict[str, Tensor]:
-    try:
-        source = io.BytesIO(path.read_bytes()) if is_remote(path) else str(path)
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
-    except Exception as error:  # whatever a file that is no checkpoint makes of the unpickler
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ConfigurationError(f"{path} must be a file of weights alone, as torch.save writes it: {reason}") from None
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigurationError(f"{path} must hold a state_dict, but it holds something else")
-    return content
 
 
 def _read_config(folder: RunPath) -> dict[str, Any]:

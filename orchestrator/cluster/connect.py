@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
 from orchestrator.cluster.capacity import Capacity, capacity_of_cluster
 from orchestrator.cluster.guard import cluster_guard
 from orchestrator.cluster.loss import answers
+from orchestrator.cluster.private_folder import make_token, ray_folder
 from orchestrator.errors import UserError
 
 WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
@@ -45,11 +44,33 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
     Raises:
         UserError: There is no cluster at the address.
     """
-    wanted = cluster.address or os.environ.get("RAY_ADDRESS") or _running_here() or "local"
-    if wanted not in ("local", "auto") and not answers(wanted):
-        raise UserError(f"--address: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
-    local: dict[str, Any] = {
-        **_private_folder(),
+    wanted = _address(cluster.address)
+    own = _settings_of_own(cluster) if wanted == "local" else {}
+    try:
+        with _children_deaf_to_sigterm(), nullcontext() if wanted == "local" else _standard_error_hushed():
+            ray.init(
+                address=wanted,
+                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                configure_logging=True,
+                **own,
+            )
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {_reason(error, wanted)}") from None
+    with cluster_guard() if wanted == "local" else nullcontext():
+        try:
+            yield capacity_of_cluster()
+        finally:
+            ray.shutdown()
+
+
+def _settings_of_own(cluster: ClusterChoice) -> dict[str, Any]:
+    """What a cluster is started with; raises what `ray_folder` and `make_token` do."""
+    folder = ray_folder()
+    make_token(folder.parent)
+    return {
+        "_temp_dir": str(folder),
         "include_dashboard": cluster.dashboard,
         "dashboard_host": "127.0.0.1",
         # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
@@ -61,40 +82,15 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
             "enable_metrics_collection": cluster.dashboard,
         },
     }
-    if wanted == "local":
-        _make_private_token()
-    try:
-        with _children_deaf_to_sigterm(), nullcontext() if wanted == "local" else _standard_error_hushed():
-            ray.init(
-                address=wanted,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT},
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                configure_logging=True,
-                **(local if wanted == "local" else {}),
-            )
-    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        if isinstance(error, ConnectionError) and wanted != "local":
-            reason = "it answers, but lets only those in who have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token)"
-        raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {reason}") from None
-    with cluster_guard() if wanted == "local" else nullcontext():
-        try:
-            yield capacity_of_cluster()
-        finally:
-            ray.shutdown()
 
 
-def _private_folder() -> dict[str, str]:
-    """Where a local cluster keeps sockets and logs: Ray lets all users into its own folders, so they get a parent."""
-    if "RAY_TMPDIR" in os.environ:
-        return {}
-    parent = Path(tempfile.gettempdir()) / f"lsmha-{os.getuid()}"
-    parent.mkdir(mode=0o700, exist_ok=True)
-    if parent.is_symlink() or parent.stat().st_uid != os.getuid():
-        parent = Path(tempfile.mkdtemp(prefix="lsmha-"))  # somebody else was there first
-    parent.chmod(0o700)
-    return {"_temp_dir": str(parent / "ray")}
+def _reason(error: Exception, wanted: str) -> str:
+    """Why Ray did not let this process in, in one line."""
+    if isinstance(error, ConnectionError) and wanted != "local":
+        return "it answers, but lets only those in who have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token)"
+    if "Version mismatch" in str(error):  # both lists of versions are what one needs
+        return " ".join(str(error).split())
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -110,22 +106,6 @@ def _standard_error_hushed() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def _make_private_token() -> None:
-    """Have the token that local clusters ask for before Ray does, which lets other users read its own."""
-    if os.environ.get("RAY_AUTH_MODE") == "disabled" or "RAY_AUTH_TOKEN" in os.environ:
-        return
-    file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        if file.stat().st_uid == os.getuid():
-            file.chmod(0o600)
-        return
-    with open(descriptor, "w") as opened:
-        opened.write(secrets.token_hex(32))
 
 
 def on_this_node() -> NodeAffinitySchedulingStrategy:
@@ -147,14 +127,40 @@ def _children_deaf_to_sigterm() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+def _address(asked: str | None) -> str:
+    """Where to join a cluster, or `local` to start one.
+
+    Raises:
+        UserError: Nothing answers at the address that was asked for.
+    """
+    setting, wanted = "--address", asked
+    if not wanted:
+        setting, wanted = "RAY_ADDRESS", os.environ.get("RAY_ADDRESS")
+    if not wanted:
+        return _running_here() or "local"
+    if wanted == "auto":
+        # Ray's own search would find the private cluster of another sweep, too, and die with that.
+        if (found := _running_here()) is None:
+            raise UserError(
+                f"{setting}: auto needs a Ray cluster that `ray start --head` started here, but none answers"
+            )
+        return found
+    if wanted != "local" and not answers(wanted):
+        raise UserError(f"{setting}: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
+    return wanted
+
+
 def _running_here() -> str | None:
     """Address of a cluster that `ray start --head` started on this machine, if it still answers.
 
     Ray leaves the address file behind when a head crashes, and then waits for that head for a long time.
     """
-    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    try:
-        address = file.read_text().strip()
-    except (OSError, ValueError):
-        return None
-    return address if answers(address) else None
+    places = (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp")  # in which Ray's own command looks
+    for place in dict.fromkeys(place for place in places if place):
+        try:
+            address = (Path(place) / "ray" / "ray_current_cluster").read_text().strip()
+        except (OSError, ValueError):
+            continue
+        if address and answers(address):
+            return address
+    return None

@@ -135,7 +135,8 @@ def _checked_request(
         dataset = load_data(validated(DataConfig, content["data"], prefix="data"), terminal)
         if ours:
             dataset = _as_trained(dataset, described)
-        check_fit(load_network(checkpoint, img_size=dataset.img_size, num_heads=num_heads), dataset)
+        network = load_network(checkpoint, img_size=dataset.img_size, num_heads=num_heads, on_note=terminal.say)
+        check_fit(network, dataset)
         check_analysis("analysis", settings.readout, dataset)
     except UserError:
         raise

@@ -69,7 +69,7 @@ def load_data(config: DataConfig, terminal: Terminal) -> Dataset:
                     tasks[description] = bars.add_task(description, total=total)
                 bars.update(tasks[description], completed=done, total=total)
 
-            return load_dataset(config, on_progress=on_progress)
+            return load_dataset(config, on_progress=on_progress, on_note=lambda note: terminal.say(f"warning: {note}"))
     except DataError as error:
         raise UserError(str(error)) from None
 

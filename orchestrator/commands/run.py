@@ -42,6 +42,7 @@ def run_sweep(config: SweepConfig, folder: RunPath, terminal: Terminal, cluster:
         StorageError: The folder is full, read-only or gone; likewise.
     """
     again = f"`lsmha-sweep resume {folder}` goes on"
+    config = config.with_absolute_data_path()  # the next session may begin in another folder
     with translate_storage_errors(f"nothing recorded is lost: once mended, {again}"):
         prepared = _prepare(config, folder, terminal)
     config = resolved = prepared.config

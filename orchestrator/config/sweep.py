@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -458,6 +459,13 @@ class SweepConfig(RunConfig):
             return self
         search = self.search.model_copy(update={"startup_trials": other.search.startup()})
         return self.model_copy(update={"search": search})
+
+    def with_absolute_data_path(self) -> SweepConfig:
+        """These settings, with a data path that means the same in every working folder."""
+        path = self.data.path
+        if path is None or "://" in path or path.startswith("~"):
+            return self
+        return self.model_copy(update={"data": self.data.model_copy(update={"path": os.path.abspath(path)})})
 
     def latency_on_gpu(self) -> bool:
         """Whether latency is measured on a GPU: by default where trials train on one."""

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 
 from lsmha.data import Dataset
+from lsmha.device_memory import free_memory
 from lsmha.devices.hardware import UtilizationMeter
 from lsmha.errors import DivergenceError, LsmhaError, MemoryShortageError
 from lsmha.io.paths import RunPath
 from lsmha.training import StackedTrainer, Trainer, TrainState
-from lsmha.training.memory import free_memory
 from lsmha.training.saved import save_logits, save_model
 from orchestrator.execution.training_job import (
     Completed,

@@ -14,6 +14,7 @@ from orchestrator.config.sweep import SweepConfig
 from orchestrator.reporting.summary import finalist_summary
 from orchestrator.reporting.tables import latency_conditions
 from orchestrator.run_folder.committee_rows import CommitteeGroup, CommitteeRow, CommitteeSize
+from orchestrator.run_folder.front import with_latency_of_rounds
 from orchestrator.run_folder.ledger import Ledger
 from orchestrator.run_folder.records import PrunedNetwork, TrialRecord
 
@@ -33,7 +34,8 @@ def plot_front(ledger: Ledger, path: RunPath) -> None:
     axes = figure.subplots()
     front = ledger.front()
     on_front = {record.id for record in front}
-    rest = [record for record in completed if record.id not in on_front]
+    # As the search measured them, some would seem to be before the front that the rounds have moved.
+    rest = [with_latency_of_rounds(record, ledger.front_latencies) for record in completed if record.id not in on_front]
     budget = f"{ledger.config.train.epochs} epochs"
     axes.scatter(*_xy(rest, x_metric, y_metric), color="0.7", s=28, label=f"trials ({budget})", zorder=2)
     line = sorted(front, key=lambda record: getattr(record, x_metric))
@@ -47,7 +49,7 @@ def plot_front(ledger: Ledger, path: RunPath) -> None:
         low, high = (
             np.array([getattr(record, name) for record in in_rounds]) for name in ("latency_p25_ms", "latency_p75_ms")
         )
-        axes.errorbar(x, y, xerr=[x - low, high - x], fmt="none", color="C0", capsize=3, zorder=3)
+        axes.errorbar(x, y, xerr=np.stack([x - low, high - x]), fmt="none", color="C0", capsize=3, zorder=3)
     finalists = [finalist for finalist in finalist_summary(ledger) if finalist.latency_ms is not None]
     if finalists and (x_metric, y_metric) == ("latency_ms", "val_accuracy"):
         axes.errorbar(

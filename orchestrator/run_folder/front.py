@@ -23,7 +23,7 @@ def choose_front(
     records returned. Once it was for all of the front, the front is chosen from such trials alone, and latencies whose
     interquartile ranges overlap are ties.
     """
-    completed = [_with_latency_of_rounds(record, front_latencies) for record in trials if record.completed]
+    completed = [with_latency_of_rounds(record, front_latencies) for record in trials if record.completed]
     values, directions = objective_values(completed, objectives), [objective.direction for objective in objectives]
     front = _sorted(completed, pareto_mask(values, directions), objectives[0])
     metrics = [objective.metric for objective in objectives]
@@ -62,7 +62,8 @@ def objective_values(records: Sequence[TrialRecord], objectives: Sequence[Object
     return np.array(rows, dtype=float).reshape(len(records), len(objectives))
 
 
-def _with_latency_of_rounds(record: TrialRecord, front_latencies: Mapping[str, LatencyRecord]) -> TrialRecord:
+def with_latency_of_rounds(record: TrialRecord, front_latencies: Mapping[str, LatencyRecord]) -> TrialRecord:
+    """The trial with what its architecture's latency was measured to be in rounds, where it was."""
     measured = front_latencies.get(record.architecture or "")
     if measured is None:
         return record

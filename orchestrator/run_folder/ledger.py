@@ -280,8 +280,8 @@ def load_run_config(folder: RunPath, overrides: list[str] | None = None) -> Swee
 
 def remove_abandoned(folder: RunPath) -> list[RunPath]:
     """Remove the temporaries that killed writers left anywhere in a run folder, and return them."""
-    # On an object store nothing is half written.
-    parts = (folder,) if is_remote(folder) else (folder, *folder.rglob("*/"))
+    # On an object store nothing is half written. (Python 3.10 finds files by "*/", too.)
+    parts = (folder,) if is_remote(folder) else (folder, *(path for path in folder.rglob("*") if path.is_dir()))
     found = [path for part in parts for path in abandoned_temporaries(part)]
     for path in found:
         path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -36,8 +37,8 @@ class RunLock(Protocol):
     def release(self) -> None:
         """Leave nothing behind that would outlive this process, which is about to end without leaving the block."""
 
-    def is_held(self) -> bool:
-        """Whether a live process owns the folder, as far as can be told without writing."""
+    def is_held(self) -> bool | None:
+        """Whether a live process owns the folder; None where it cannot be told without writing."""
 
     def refusal(self) -> str:
         """Why the folder cannot be had, in one line."""
@@ -54,9 +55,16 @@ class FileLock:
 
     @contextmanager
     def held(self) -> Iterator[None]:
+        is_new = not os.path.exists(self._file)
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            if not _locked(descriptor):
+            try:
+                locked = _locked(descriptor)
+            except _NoLocksError as error:
+                if is_new:
+                    os.unlink(self._file)
+                raise UserError(f"{self._folder}: {error}; use another one, or a bucket") from None
+            if not locked:
                 raise UserError(self.refusal())
             os.ftruncate(descriptor, 0)
             os.write(descriptor, json.dumps({"host": os.uname().nodename, "pid": os.getpid()}).encode())
@@ -70,13 +78,18 @@ class FileLock:
     def release(self) -> None:
         """It ends with the process."""
 
-    def is_held(self) -> bool:
+    def is_held(self) -> bool | None:
+        # Whoever may just read can still look: a shared lock asks for no more.
         try:
-            descriptor = os.open(self._file, os.O_RDWR)
-        except OSError:
+            descriptor = os.open(self._file, os.O_RDONLY)
+        except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError:
+            return None
         try:
-            return not _locked(descriptor, patience_s=0)
+            return not _locked(descriptor, shared=True, patience_s=0)
+        except _NoLocksError:
+            return None
         finally:
             os.close(descriptor)
 
@@ -139,18 +152,27 @@ def check_free(folder: RunPath) -> None:
         raise UserError(lock.refusal())
 
 
-def has_owner(folder: RunPath) -> bool:
-    """Whether a live process owns the folder."""
+def has_owner(folder: RunPath) -> bool | None:
+    """Whether a live process owns the folder; None where that cannot be told."""
     return lock_of(folder).is_held()
 
 
-def _locked(descriptor: int, *, patience_s: float = 0.5) -> bool:
+class _NoLocksError(Exception):
+    """A file system without locks: Lustre mounted without `flock`, NFS without its lock daemon."""
+
+
+def _locked(descriptor: int, *, shared: bool = False, patience_s: float = 0.5) -> bool:
     """Take the lock. With some patience: whoever looks whether it is held holds it for a moment."""
     deadline = time.monotonic() + patience_s
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise _NoLocksError(f"its file system has no locks ({error.strerror})") from None
+            if not isinstance(error, BlockingIOError):
+                raise
             if time.monotonic() >= deadline:
                 return False
             time.sleep(0.05)

@@ -24,7 +24,8 @@ def mark_stage(folder: RunPath, stage: str) -> None:
 
 
 def describe_stage(folder: RunPath) -> str:
-    """`complete`, `interrupted`, `crashed` or the stage under way; without an owner a run counts as interrupted."""
+    """`complete`, `interrupted`, `crashed` or the stage under way; without an owner a run counts as interrupted, and
+    where it cannot be told whether there is one, that is said."""
     try:
         state: dict[str, Any] = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -32,6 +33,9 @@ def describe_stage(folder: RunPath) -> str:
     if state["stage"] in ("complete", "interrupted", "crashed"):
         return state["stage"]
     where = f"process {state['pid']} on {state['host']}"
-    if not has_owner(folder):
-        return f"interrupted in stage {state['stage']} ({where} is gone)"
-    return f"in stage {state['stage']} ({where})"
+    match has_owner(folder):
+        case True:
+            return f"in stage {state['stage']} ({where})"
+        case False:
+            return f"interrupted in stage {state['stage']} ({where} is gone)"
+    return f"in stage {state['stage']} ({where}, which may be gone: its lock cannot be looked at)"

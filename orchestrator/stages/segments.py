@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -70,10 +71,10 @@ class SegmentSearch:
         self._elapsed_before = ledger.decisions[-1].elapsed_s if ledger.decisions else 0.0
         for record in ledger.decisions:
             self._adopt(record)
-        for trial in ledger.begun:
-            if space.key(trial.point) in self._places:
-                self._adopt_lost(trial)
-                self._note(trial)
+        begun = [trial for trial in ledger.begun if space.key(trial.point) in self._places]
+        self._adopt_lost(begun)
+        for trial in begun:
+            self._note(trial)
         self._bound_checkpoints()
 
     @property
@@ -177,16 +178,19 @@ class SegmentSearch:
             )
         self._planner.adopt(Decision(record.number, record.at, tuple(segments)))
 
-    def _adopt_lost(self, record: TrialRecord) -> None:
+    def _adopt_lost(self, trials: Iterable[TrialRecord]) -> None:
         """The record of a decision can be damaged and set aside: the trial's own says what it was."""
-        place = self._places[self._space.key(record.point)]
-        decided = max((segment.to_epoch for segment in self._segments() if segment.point == place), default=0)
-        reached = record.epochs if record.paused else self._config.train.epochs
-        if decided < reached:
-            self._trials[place] = record.id
-            last = self._planner.decisions[-1] if self._planner.decisions else None
-            number, at = (0, 0.0) if last is None else (last.number + 1, last.at)
-            self._planner.adopt(Decision(number, at, (Segment(place, decided, reached, "gain"),)))
+        decided: dict[int, int] = {}
+        for segment in self._segments():
+            decided[segment.point] = max(segment.to_epoch, decided.get(segment.point, 0))
+        for trial in trials:
+            place = self._places[self._space.key(trial.point)]
+            reached = trial.epochs if trial.paused else self._config.train.epochs
+            if (known := decided.get(place, 0)) < reached:
+                self._trials[place] = trial.id
+                last = self._planner.decisions[-1] if self._planner.decisions else None
+                number, at = (0, 0.0) if last is None else (last.number + 1, last.at)
+                self._planner.adopt(Decision(number, at, (Segment(place, known, reached, "gain"),)))
 
     def _next_id(self) -> str:
         return trial_id(1 + max((int(trial[1:]) for trial in self._trials.values()), default=-1))

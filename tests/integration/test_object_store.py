@@ -217,8 +217,10 @@ def test_a_bucket_that_is_not_there(
 
 def test_a_data_set_is_read_from_the_store(server: ObjectServer) -> None:
     folder = path_of(f"s3://{BUCKET}/data")
-    for split, labels in (("train", [0, 1] * 10), ("test", [0, 1])):
-        images = [{"bytes": png(100 * label), "path": None} for label in labels]
+    for split, labels, offset in (("train", [0, 1] * 10, 1), ("test", [0, 1], 0)):
+        # Each of its own: images that are in two splits are refused.
+        levels = [100 * label + offset * (1 + number) for number, label in enumerate(labels)]
+        images = [{"bytes": png(level), "path": None} for level in levels]
         table = pa.table({"img": images, "label": labels})
         pq.write_table(table, buffer := io.BytesIO(), row_group_size=4)
         (folder / f"{split}-00000.parquet").write_bytes(buffer.getvalue())

@@ -136,6 +136,21 @@ def test_more_to_spend_goes_on_where_it_was(address: str, whole: Path, tmp_path:
     assert went_on
 
 
+def test_a_finalist_asked_for_later_trains_to_its_end(address: str, whole: Path, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, address, **SECTIONS)
+    sweep.copy_of(whole)
+    paused = next(row for row in table(whole, "trials") if row["status"] == "paused")
+    point = {name: int(paused[name]) for name in SECTIONS["space"] if paused[name] is not None}
+    sweep.complete("resume", sweep.run, "--set", f"finalists.include=[{point}]")
+    *before, asked = decided(sweep.run)
+    assert before == decided(whole)
+    assert [(s["trial"], s["from_epoch"], s["to_epoch"], s["why"]) for s in asked["segments"]] == [
+        (paused["id"], paused["epochs"], EPOCHS, "asked")
+    ]
+    assert_front_holds(sweep.run)
+    assert {row["trial"] for row in table(sweep.run, "finalists")} == {paused["id"]}
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_kills_anywhere_change_nothing(address: str, measured: Path, whole: Path, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

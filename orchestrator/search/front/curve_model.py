@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cho_solve, cholesky
+from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.spatial.distance import cdist
 
 from orchestrator.search.front.problem import FrontProblem
@@ -38,6 +38,8 @@ KERNELS = tuple(Kernel(*weights, length) for weights in WEIGHTS for length in (0
 """Of which marginal likelihood chooses."""
 NOISES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Variances of the noise over that of the process, chosen likewise."""
+FITTED = 256
+"""Points that the choice goes by, at most: with more it takes seconds, and is hardly another one."""
 PSEUDO_OBSERVATIONS = 3.0
 """What the prior of a rung's variance weighs: with few points at a rung the chain is overconfident without it."""
 RHO_SD = 0.5
@@ -66,12 +68,12 @@ def predict_final(problem: FrontProblem, scores: np.ndarray) -> Prediction:
     spread = _spread(scores[~np.isnan(scores[:, 0]), 0])
     mean, variance = np.zeros(len(scores)), np.zeros(len(scores))
     for rung, values in enumerate(scores.T):
-        known = np.flatnonzero(~np.isnan(values))
+        known, others = np.flatnonzero(~np.isnan(values)), np.flatnonzero(np.isnan(values))
         if len(known) == 0:  # what is gained from here on is unknown
-            variance = variance + (0.5 * spread) ** 2
-            continue
-        prior = None if rung == 0 else _Earlier(mean, variance, scores[known, rung - 1])
-        mean, variance = _rung(problem, known, values[known], spread, prior)
+            variance += (0.5 * spread) ** 2
+        elif len(others) > 0:
+            earlier = None if rung == 0 else _Earlier(mean[others], variance[others], scores[known, rung - 1])
+            mean[others], variance[others] = _rung(problem, known, values[known], others, spread, earlier)
         mean[known], variance[known] = values[known], 0.0
     return Prediction(mean, np.sqrt(variance))
 
@@ -84,19 +86,24 @@ def _spread(values: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class _Earlier:
-    """The rung before."""
+    """The rung before, as to n points that are known at the rung after it, and m others."""
 
     mean: np.ndarray
-    """Predicted there, (n,)."""
+    """Predicted of the others, or known, (m,)."""
     variance: np.ndarray
     of_known: np.ndarray
-    """What those scored there that are known at the rung after it."""
+    """What the known ones scored, (n,)."""
 
 
 def _rung(
-    problem: FrontProblem, known: np.ndarray, values: np.ndarray, spread: float, earlier: _Earlier | None
+    problem: FrontProblem,
+    known: np.ndarray,
+    values: np.ndarray,
+    others: np.ndarray,
+    spread: float,
+    earlier: _Earlier | None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of all points at a rung, by the hyperparameters of largest marginal likelihood.
+    """Mean and variance at a rung of the others, (m,) each, by the hyperparameters of largest marginal likelihood.
 
     All covariances are over the variance of the process, which is profiled out under its prior.
     """
@@ -109,32 +116,65 @@ def _rung(
         residual = residual - slope  # rho is 1 if nothing speaks against it
         rho_variance = RHO_SD**2 / prior_variance
         linear += rho_variance * np.outer(slope, slope)
-    best: tuple[float, float, float, Kernel, np.ndarray, np.ndarray] | None = None
-    for kernel in KERNELS:
-        covariance = _correlation(problem, kernel, known, known) + linear
-        for noise in NOISES:
-            factor = cholesky(covariance + noise * np.eye(len(known)), lower=True, check_finite=False)
-            weights = cho_solve((factor, True), residual, check_finite=False)
-            count = PSEUDO_OBSERVATIONS + len(known)
-            variance = (PSEUDO_OBSERVATIONS * prior_variance + float(residual @ weights)) / count
-            likelihood = -float(np.log(np.diag(factor)).sum()) - 0.5 * count * np.log(variance)
-            if best is None or likelihood > best[0]:
-                best = likelihood, noise, variance, kernel, factor, weights
-    assert best is not None
-    _, noise, variance, kernel, factor, weights = best
-    cross = _correlation(problem, kernel, np.arange(len(problem)), known) + LEVEL_SD**2
-    own = np.full(len(problem), 1 + noise + LEVEL_SD**2)
-    mean = np.full(len(problem), values.mean())
+    some = _spread_out(problem.cost[known])
+    kernel, noise = _most_likely(problem, known[some], residual[some], linear[np.ix_(some, some)], prior_variance)
+    fit = _Fit.of(_correlation(problem, kernel, known, known) + linear, noise, residual, prior_variance)
+    cross = _correlation(problem, kernel, others, known) + LEVEL_SD**2
+    own = np.full(len(others), 1 + noise + LEVEL_SD**2)
+    mean = np.full(len(others), values.mean())
     carried: np.ndarray | float = 0.0
     if earlier is not None:
         centred = earlier.mean - earlier.of_known.mean()
         cross = cross + rho_variance * np.outer(centred, slope)
         own = own + rho_variance * centred**2
         mean = mean + centred
-        carried = (1 + rho_variance * float(slope @ weights)) ** 2 * earlier.variance
-    mean = mean + cross @ weights
-    explained = np.einsum("ij,ji->i", cross, cho_solve((factor, True), cross.T, check_finite=False))
-    return mean, variance * np.maximum(own - explained, 1e-9) + carried
+        carried = (1 + rho_variance * float(slope @ fit.weights)) ** 2 * earlier.variance
+    explained = (solve_triangular(fit.factor, cross.T, lower=True, check_finite=False) ** 2).sum(axis=0)
+    return mean + cross @ fit.weights, fit.variance * np.maximum(own - explained, 1e-9) + carried
+
+
+def _spread_out(cost: np.ndarray) -> np.ndarray:
+    """Indices of points of all costs, `FITTED` at most, ascending."""
+    order = np.argsort(cost, kind="stable")
+    return np.sort(order[np.linspace(0, len(order) - 1, min(len(order), FITTED)).round().astype(int)])
+
+
+def _most_likely(
+    problem: FrontProblem, points: np.ndarray, residual: np.ndarray, linear: np.ndarray, prior_variance: float
+) -> tuple[Kernel, float]:
+    """The kernel, and the variance of the noise over that of the process, of largest marginal likelihood."""
+    best: tuple[float, Kernel, float] | None = None
+    for kernel in KERNELS:
+        covariance = _correlation(problem, kernel, points, points) + linear
+        for noise in NOISES:
+            likelihood = _Fit.of(covariance, noise, residual, prior_variance).likelihood
+            if best is None or likelihood > best[0]:
+                best = likelihood, kernel, noise
+    assert best is not None
+    return best[1:]
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A Gaussian process, given what n points scored."""
+
+    factor: np.ndarray
+    """Cholesky factor of the covariance with noise, lower, (n, n)."""
+    weights: np.ndarray
+    """Inverse covariance times residual, (n,)."""
+    variance: float
+    """Of the process."""
+    likelihood: float
+    """Logarithm of the marginal one, but for a constant."""
+
+    @classmethod
+    def of(cls, covariance: np.ndarray, noise: float, residual: np.ndarray, prior_variance: float) -> _Fit:
+        factor = cholesky(covariance + noise * np.eye(len(residual)), lower=True, check_finite=False)
+        weights = cho_solve((factor, True), residual, check_finite=False)
+        count = PSEUDO_OBSERVATIONS + len(residual)
+        variance = (PSEUDO_OBSERVATIONS * prior_variance + float(residual @ weights)) / count
+        likelihood = -float(np.log(np.diag(factor)).sum()) - 0.5 * count * math.log(variance)
+        return cls(factor, weights, variance, likelihood)
 
 
 def _correlation(problem: FrontProblem, kernel: Kernel, points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.search.front.curve_model import Prediction, predict_final
 from orchestrator.search.front.gain import Reference, Staircase
-from orchestrator.search.front.problem import FrontProblem, Segment
+from orchestrator.search.front.problem import FrontProblem, Progress, Segment
 
 SCREENED, SCREEN_EPOCHS = 0.3, 0.04
 """How much of a space is trained to the first rung at first, unless that is more than this share of all its epochs."""
@@ -19,15 +19,7 @@ ANCHORS = 3
 """Points that are then trained to their end, each of another range of costs."""
 
 
-def decide(
-    problem: FrontProblem,
-    scores: np.ndarray,
-    pending: Mapping[int, int],
-    *,
-    seed: int,
-    excluded: Collection[int] = (),
-    asked: Collection[int] = (),
-) -> list[Segment]:
+def decide(problem: FrontProblem, progress: Progress, *, seed: int) -> list[Segment]:
     """The next segments, which can be trained in any order; none where it has to wait for pending ones, or all is done.
 
     The same arguments give the same segments, whatever the order in which the scores arrived.
@@ -40,28 +32,23 @@ def decide(
 
     Args:
         problem: Of n points.
-        scores: At each rung, the higher the better, (n, rungs); NaN where a point has not got there.
-        pending: The epoch to which each point is being trained that is.
+        progress: With scores at its rungs.
         seed: Of the screen.
-        excluded: Points that cannot be trained.
-        asked: Points that were to be trained anyway: neither screened nor anchors.
     """
-    points = np.arange(len(problem))
-    level = (~np.isnan(scores)).sum(axis=1)
-    usable, chosen = ~np.isin(points, list(excluded)), ~np.isin(points, list(asked))
+    level, chosen = progress.level, progress.chosen
     # How far each will have got once what is pending has ended.
     reach = level.copy()
-    for point, epoch in pending.items():
+    for point, epoch in progress.pending.items():
         reach[point] = max(reach[point], problem.level(epoch))
-    if not reach[usable & chosen].any():
-        return _screen(problem, seed, np.flatnonzero(usable & chosen))
-    if not level[usable].any():
+    if not reach[chosen].any():
+        return _screen(problem, seed, np.flatnonzero(chosen))
+    if not level[progress.usable].any():
         return []
-    if len(problem.rungs) > 1 and reach[usable & chosen].max() == 1:
-        screened = np.flatnonzero(usable & chosen & (level == 1))
-        return [] if set(pending) - set(asked) else _anchors(problem, scores[:, 0], screened)
-    predicted = predict_final(problem, scores)
-    return _most_gain(problem, level, predicted, _Waiting.of(problem, level, predicted, pending, usable))
+    if len(problem.rungs) > 1 and reach[chosen].max() == 1:
+        waits = set(progress.pending) - set(progress.asked)
+        return [] if waits else _anchors(problem, progress.scores[:, 0], np.flatnonzero(chosen & (level == 1)))
+    predicted = predict_final(problem, progress.scores)
+    return _most_gain(problem, level, predicted, _Waiting.of(problem, progress, predicted))
 
 
 @dataclass(frozen=True)
@@ -109,20 +96,15 @@ def _anchors(problem: FrontProblem, first: np.ndarray, screened: np.ndarray) -> 
     return [Segment(point, problem.rungs[0], problem.epochs, "anchor") for point in best]
 
 
-def least_promising_first(
-    problem: FrontProblem, scores: np.ndarray, points: Collection[int], *, excluded: Collection[int] = ()
-) -> list[int]:
+def least_promising_first(problem: FrontProblem, progress: Progress, points: Collection[int]) -> list[int]:
     """Points that are not at their end by what each is expected to gain for each epoch that is left to it.
 
     Args:
         problem: Of n points.
-        scores: As those of `decide`; of one point at least.
+        progress: With a score of one point at least.
         points: To put in order.
-        excluded: Points that cannot be trained.
     """
-    level = (~np.isnan(scores)).sum(axis=1)
-    usable = ~np.isin(np.arange(len(problem)), list(excluded))
-    waiting = _Waiting.of(problem, level, predict_final(problem, scores), {}, usable)
+    waiting = _Waiting.of(problem, progress, predict_final(problem, progress.scores))
     asked = np.isin(waiting.points, list(points))
     return [int(point) for point in waiting.points[asked][np.argsort(waiting.merit[asked], kind="stable")]]
 
@@ -153,21 +135,15 @@ class _Waiting:
     """Of the front without them."""
 
     @classmethod
-    def of(
-        cls,
-        problem: FrontProblem,
-        level: np.ndarray,
-        predicted: Prediction,
-        pending: Mapping[int, int],
-        usable: np.ndarray,
-    ) -> _Waiting:
+    def of(cls, problem: FrontProblem, progress: Progress, predicted: Prediction) -> _Waiting:
+        level, usable = progress.level, progress.usable
         taken = usable & (level == len(problem.rungs))
-        taken[list(pending)] = True
+        taken[list(progress.pending)] = True
         free = np.flatnonzero(usable & ~taken)
         reference = front_reference(problem.cost[usable], predicted.mean[usable], predicted.sd[usable])
         stairs = Staircase.under(problem.cost[taken], predicted.mean[taken], reference)
         gain = stairs.expected_gain(problem.cost[free], predicted.mean[free], predicted.sd[free])
-        epochs = np.array([0, *problem.rungs])[level[free]]
+        epochs = problem.epochs_at(level[free])
         return cls(free, epochs, gain, gain / (problem.epochs - epochs), stairs.hypervolume)
 
 

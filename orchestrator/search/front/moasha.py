@@ -7,30 +7,19 @@ them. Theirs ends the others for good; here they wait, as later ones may move th
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-
 import moocore
 import numpy as np
 
-from orchestrator.search.front.problem import FrontProblem, Segment
+from orchestrator.search.front.problem import FrontProblem, Progress, Segment
 
 
-def decide_by_rank(
-    problem: FrontProblem,
-    scores: np.ndarray,
-    pending: Mapping[int, int],
-    *,
-    seed: int,
-    excluded: Collection[int] = (),
-    asked: Collection[int] = (),
-    eta: int = 3,
-) -> list[Segment]:
+def decide_by_rank(problem: FrontProblem, progress: Progress, *, seed: int, eta: int = 3) -> list[Segment]:
     """The next segment: the highest promotion that is due, else a new point at random; none when all is done.
 
     Arguments are those of `decide`; points that were asked for count as any other.
     """
-    level = (~np.isnan(scores)).sum(axis=1)
-    busy = {*pending, *excluded}
+    scores, level = progress.scores, progress.level
+    busy = {*progress.pending, *progress.failed}
     for rung in range(len(problem.rungs) - 2, -1, -1):
         there = np.flatnonzero(level > rung)
         due = best_spread(problem.cost[there], scores[there, rung])[: len(there) // eta]

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.search.front.decide import least_promising_first
-from orchestrator.search.front.problem import FrontProblem, Segment, no_scores
+from orchestrator.search.front.problem import FrontProblem, Progress, Segment, no_scores
 
 PATIENCE = 2
 """Full trainings whose epochs go by without a gain worth having before a search ends: one low estimate may be wrong."""
 
-Strategy = Callable[..., list[Segment]]
-"""`decide`, or another with its arguments but for the seed: (problem, scores, pending, excluded=..., asked=...)."""
+Strategy = Callable[[FrontProblem, Progress], list[Segment]]
+"""`decide`, or another, with its seed."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Planner:
         max_epochs: No decision goes beyond; None for no limit.
         min_gain: Once no point was expected to gain more, over the hypervolume, for the epochs of `PATIENCE` full
             trainings, nothing more is decided.
-        asked: Points to train to their end first.
+        asked: Points to train to their end, whatever the budget, before anything else is decided.
     """
 
     def __init__(
@@ -108,13 +108,12 @@ class Planner:
             if score is not None:
                 scores[point, self.problem.rungs.index(epoch)] = score
         failed = {point for (point, _), score in self._results.items() if score is None}
-        return least_promising_first(self.problem, scores, points, excluded=failed)
+        return least_promising_first(self.problem, Progress(scores, failed=failed), points)
 
     def next(self) -> Decision | None:
         """The next decision; None where results are missing that it depends on, or the search has `ended`."""
         while not self.ended and self._caught_up():
-            pending = {point: epoch for _, point, epoch in self._under_way}
-            segments = self._decide(pending)
+            segments = self._lacking() or self._decide()
             if self._is_too_dear(segments):
                 self.ended = True
             elif segments and not self._is_hopeless(segments):
@@ -143,26 +142,40 @@ class Planner:
                 self._failed.add(point)
         return True
 
-    def _decide(self, pending: Mapping[int, int]) -> list[Segment]:
-        if self._asked and not self.decisions:
-            return [Segment(point, 0, self.problem.epochs, "asked") for point in self._asked]
-        segments = self._strategy(self.problem, self._scores, pending, excluded=self._failed, asked=self._asked)
+    @property
+    def _progress(self) -> Progress:
+        pending = {point: epoch for _, point, epoch in self._under_way}
+        return Progress(self._scores, pending, self._failed, self._asked)
+
+    def _lacking(self) -> list[Segment]:
+        """Of points that were asked for, what none of them is being trained for: all at first, later if more are."""
+        progress, end = self._progress, self.problem.epochs
+        busy, reached = {*progress.pending, *progress.failed}, self.problem.epochs_at(progress.level)
+        free = [point for point in self._asked if point not in busy and reached[point] < end]
+        return [Segment(point, int(reached[point]), end, "asked") for point in free]
+
+    def _decide(self) -> list[Segment]:
+        segments = self._strategy(self.problem, self._progress)
         self.expected_gain = max((s.gain for s in segments if s.gain is not None), default=self.expected_gain)
         return segments
 
     def _is_too_dear(self, segments: Sequence[Segment]) -> bool:
         cost = self.epochs + sum(segment.epochs for segment in segments)
-        return self._max_epochs is not None and cost > self._max_epochs
+        return self._max_epochs is not None and cost > self._max_epochs and not _is_asked(segments)
 
     def _is_hopeless(self, segments: Sequence[Segment]) -> bool:
         """Whether they gain too little, as did all that was decided on lately."""
         if not self._gain_too_little(segments):
             return False
-        lately = itertools.takewhile(
-            self._gain_too_little, (decision.segments for decision in reversed(self.decisions))
-        )
+        latest_first = (decision.segments for decision in reversed(self.decisions))
+        chosen = (segments for segments in latest_first if not _is_asked(segments))
+        lately = itertools.takewhile(self._gain_too_little, chosen)
         in_vain = sum(segment.epochs for segments in lately for segment in segments)
         return in_vain >= PATIENCE * self.problem.epochs
 
     def _gain_too_little(self, segments: Sequence[Segment]) -> bool:
         return any(segment.gain is not None and segment.gain < self._min_gain for segment in segments)
+
+
+def _is_asked(segments: Sequence[Segment]) -> bool:
+    return all(segment.why == "asked" for segment in segments)

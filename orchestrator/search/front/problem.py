@@ -7,8 +7,8 @@ training can pause at any rung and go on later. `decide` says what to train next
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -49,6 +49,10 @@ class FrontProblem:
         """What a run to the end takes."""
         return self.rungs[-1]
 
+    def epochs_at(self, level: np.ndarray) -> np.ndarray:
+        """How many epochs runs have behind them that have so many rungs."""
+        return np.array([0, *self.rungs])[level]
+
     def level(self, epochs: int) -> int:
         """How many rungs a run with so many epochs has behind it."""
         return sum(rung <= epochs for rung in self.rungs)
@@ -75,6 +79,38 @@ class Segment:
     def epochs(self) -> int:
         """What it costs."""
         return self.to_epoch - self.from_epoch
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a search has got: all that a decision is made by, besides the problem."""
+
+    scores: np.ndarray
+    """At each rung, the higher the better, (n, rungs); NaN where a point has not got there."""
+    pending: Mapping[int, int] = field(default_factory=dict)
+    """The epoch to which each point is being trained that is."""
+    failed: Collection[int] = ()
+    """Points that cannot be trained."""
+    asked: Collection[int] = ()
+    """Points that somebody asked for: trained to their end whatever they promise, so that they stand for no others."""
+
+    @property
+    def level(self) -> np.ndarray:
+        """How many rungs each point has behind it, (n,)."""
+        return np.asarray((~np.isnan(self.scores)).sum(axis=1))
+
+    @property
+    def usable(self) -> np.ndarray:
+        """Which points have not failed, (n,)."""
+        return ~self._among(self.failed)
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """Which of them nobody asked for, (n,)."""
+        return self.usable & ~self._among(self.asked)
+
+    def _among(self, points: Collection[int]) -> np.ndarray:
+        return np.isin(np.arange(len(self.scores)), list(points))
 
 
 def default_rungs(epochs: int, *, warmup: float, factor: int = 3, fewest_epochs: int = 9) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from orchestrator.search.front.decide import decide
 from orchestrator.search.front.features import structure_of
-from orchestrator.search.front.problem import FrontProblem, no_scores, unit_spread
+from orchestrator.search.front.problem import FrontProblem, Progress, no_scores, unit_spread
 
 
 class FrontSampler(BaseSampler):
@@ -48,9 +48,9 @@ class FrontSampler(BaseSampler):
         """Choose the point of a trial that begins."""
         if trial.system_attrs.get("fixed_params"):  # somebody enqueued it
             return
-        scores, pending, excluded = self._known(study, besides=trial.number)
-        segments = decide(self._problem, scores, pending, seed=self._seed, excluded=excluded)
-        point = segments[0].point if segments else self._any_left(scores, pending, excluded)
+        progress = self._progress(study, besides=trial.number)
+        segments = decide(self._problem, progress, seed=self._seed)
+        point = segments[0].point if segments else self._any_left(progress)
         if point is None:
             study.stop()
             point = trial.number % len(self._points)  # it has begun, so it needs one
@@ -72,8 +72,8 @@ class FrontSampler(BaseSampler):
         """Nothing, as there is no such space."""
         return {}
 
-    def _known(self, study: Study, *, besides: int) -> tuple[np.ndarray, dict[int, int], set[int]]:
-        scores, pending, excluded = no_scores(self._problem), {}, set()
+    def _progress(self, study: Study, *, besides: int) -> Progress:
+        scores, pending, failed = no_scores(self._problem), {}, set()
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         for trial in study.get_trials(deepcopy=False):
             if trial.number == besides:
@@ -87,15 +87,17 @@ class FrontSampler(BaseSampler):
             elif trial.state == TrialState.RUNNING:
                 pending[place] = 1
             elif trial.state.is_finished():
-                excluded.add(place)
-        return scores, pending, excluded
+                failed.add(place)
+        return Progress(scores, pending, failed)
 
     def _place_of(self, params: Mapping[str, Any]) -> int | None:
         """Of a trial that another process made, as far as it has suggested values."""
         return next((place for place, point in enumerate(self._points) if params and params == point), None)
 
-    def _any_left(self, scores: np.ndarray, pending: Mapping[int, int], excluded: set[int]) -> int | None:
+    def _any_left(self, progress: Progress) -> int | None:
         """While the first trials run, and nothing is known yet, another one apart from them in cost."""
+        free = progress.usable & (progress.level == 0)
+        free[list(progress.pending)] = False
         order = np.argsort(self._problem.cost, kind="stable")
-        left = [int(point) for point in order if np.isnan(scores[point, 0]) and point not in {*pending, *excluded}]
+        left = [int(point) for point in order[free[order]]]
         return left[len(left) // 2] if left else None

@@ -12,13 +12,15 @@ import torch
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 from torch.nn import functional as F
 
+from lsmha import device_memory
 from lsmha.config import ModelConfig
+from lsmha.device_memory import free_memory
 from lsmha.devices.compute_plan import ComputePlan
 from lsmha.errors import MemoryShortageError
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import TrainState, memory
-from lsmha.training.memory import fitting_plan, free_memory, inference_memory, training_memory
+from lsmha.training.memory import fitting_plan, inference_memory, training_memory
 from lsmha.training.optimization import build_optimizer
 from orchestrator.execution import training
 from orchestrator.execution.training import train_jobs
@@ -143,7 +145,7 @@ def test_a_trial_that_cannot_fit_fails_with_that_reason(tmp_path: Path, monkeypa
 
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    monkeypatch.setattr(device_memory, "_CGROUP", tmp_path)
     return tmp_path
 
 

@@ -127,7 +127,8 @@ def test_published_weights_need_a_head_count_that_divides(refused: Refused, publ
 
 def test_a_pickle_is_not_run(refused: Refused, tmp_path: Path) -> None:
     torch.save({"weights": print}, tmp_path / "evil.pth")
-    assert_words(refused("analyze", tmp_path / "evil.pth", "--data", "digits", "--num-heads", 2), "weights alone")
+    refusal = refused("analyze", tmp_path / "evil.pth", "--data", "digits", "--num-heads", 2)
+    assert_words(refusal, "must be weights", "print")
 
 
 def test_labels_missing_from_the_test_set(

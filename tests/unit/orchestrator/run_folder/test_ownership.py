@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from orchestrator.run_folder.ownership import OWNER_FILE, check_free, has_owner,
 
 OWNER = """
 import sys
+import tempfile
 from pathlib import Path
 from orchestrator.run_folder.ownership import owned
 with owned(Path(sys.argv[1])):
@@ -143,3 +147,49 @@ def test_an_owner_that_did_not_get_to_write_its_name(
     (tmp_path / OWNER_FILE).write_text(content)
     with pytest.raises(UserError, match="in use by another process;"):
         check_free(tmp_path)
+
+
+LOOK_AS_NOBODY = """
+import os, sys
+from pathlib import Path
+from orchestrator.run_folder.ownership import has_owner
+os.setgid(65534)
+os.setuid(65534)
+print(has_owner(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_colleague_who_may_just_read_sees_the_owner(tmp_path: Path) -> None:
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own is closed to others
+    folder.chmod(0o755)
+
+    def look() -> str:
+        command = [sys.executable, "-c", LOOK_AS_NOBODY, str(folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert look() == "False"
+    with owned(folder):
+        assert look() == "True"
+        (folder / OWNER_FILE).chmod(0o600)
+        assert look() == "None", "it cannot be told"
+    (folder / OWNER_FILE).chmod(0o644)
+    assert look() == "False"
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("missing", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: int) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(missing, os.strerror(missing))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(UserError, match=r"its file system has no locks \(.+\); use another one, or a bucket"),
+        owned(tmp_path),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / OWNER_FILE).write_text("{}")
+    assert has_owner(tmp_path) is None
+    check_free(tmp_path)

@@ -9,6 +9,7 @@ import pytest
 from made_up_curves import problem_of, scores_of
 from sklearn.gaussian_process.kernels import Matern
 
+from orchestrator.search.front import curve_model
 from orchestrator.search.front.curve_model import KERNELS, LEVEL_SD, NOISES, PSEUDO_OBSERVATIONS, predict_final
 from orchestrator.search.front.problem import no_scores
 
@@ -43,6 +44,20 @@ def test_one_rung_is_a_gaussian_process() -> None:
     unknown = np.setdiff1d(np.arange(60), known)
     assert found.mean[unknown] == pytest.approx(mean[unknown])
     assert found.sd[unknown] == pytest.approx(sd[unknown])
+
+
+def test_many_known_points_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hyperparameters go by some of them, predictions by all."""
+    problem = problem_of(400)
+    scores, whole = no_scores(problem), scores_of(problem)
+    scores[:380, 0], scores[:300, 1] = whole[:380, 0], whole[:300, 1]
+    found = predict_final(problem, scores)
+    monkeypatch.setattr(curve_model, "FITTED", 400)
+    by_all = predict_final(problem, scores)
+    monkeypatch.setattr(curve_model, "FITTED", 30)
+    by_few = predict_final(problem, scores)
+    assert np.abs(found.mean - by_all.mean).max() < 0.2 * by_all.sd.min()
+    assert np.abs(by_few.mean - by_all.mean).max() < by_all.sd.min(), "some that are known count for nothing"
 
 
 def test_what_is_known_is_predicted_without_doubt() -> None:

@@ -134,6 +134,26 @@ def test_asked_points_come_first_and_take_no_part_in_the_screen() -> None:
     assert planner.decisions == run(planner_of(max_epochs=200, asked=(3, 7)), speed_seed=1)
 
 
+def test_points_asked_for_later_train_to_their_end_whatever_the_budget() -> None:
+    small = run(planner_of(max_epochs=150), speed_seed=0)
+    begun = {segment.point: segment.to_epoch for decision in small for segment in decision.segments}
+    paused = next(point for point, epoch in begun.items() if epoch < 27)
+    new = next(point for point in range(30) if point not in begun)
+    planner = planner_of(max_epochs=150, asked=(paused, new))
+    for decision in small:
+        planner.adopt(decision)
+    *before, asked = run(planner, speed_seed=1)
+    assert before == small
+    assert [(segment.point, segment.from_epoch, segment.to_epoch, segment.why) for segment in asked.segments] == [
+        (paused, begun[paused], 27, "asked"),
+        (new, 0, 27, "asked"),
+    ]
+    again = planner_of(max_epochs=150, asked=(paused, new))
+    for decision in [*small, asked]:
+        again.adopt(decision)
+    assert run(again, speed_seed=2) == [*small, asked]
+
+
 def test_it_waits_for_the_results_that_a_decision_needs() -> None:
     planner = planner_of()
     screen = planner.next()

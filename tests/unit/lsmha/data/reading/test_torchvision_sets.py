@@ -1,6 +1,7 @@
 """CIFAR from a local archive and folders of images, without any network."""
 
 import hashlib
+import os
 import pickle
 import tarfile
 
@@ -77,7 +78,7 @@ def image_root(tmp_path):
         for level, label in enumerate(("ant", "bee")):
             (tmp_path / split / label).mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (6, 6), (100 * level, i, 0)).save(tmp_path / split / label / f"{i}.png")
+                Image.new("RGB", (6, 6), (100 * level, i, count)).save(tmp_path / split / label / f"{i}.png")
     return tmp_path
 
 
@@ -90,8 +91,52 @@ def test_imagefolder(image_root):
     assert dataset.class_names == ("ant", "bee")
     assert (dataset.img_size, dataset.in_channels) == (6, 3)
     assert dataset.test.labels.tolist() == [0, 0, 1, 1]
-    assert dataset.test.images[:, :, 0, 0].tolist() == [[0, 0, 0], [0, 1, 0], [100, 0, 0], [100, 1, 0]]
+    assert dataset.test.images[:, :, 0, 0].tolist() == [[0, 0, 2], [0, 1, 2], [100, 0, 2], [100, 1, 2]]
     assert [len(dataset.train), len(dataset.val)] == [6, 2]
+
+
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "{split}/.ipynb_checkpoints/x.png",
+        "{split}/ant/._0.png",
+        "{split}/__MACOSX/0.png",
+        "{split}/bee/.thumbs/0.png",
+        ".cache/{split}/ant/0.png",
+    ],
+)
+def test_hidden_folders_and_files_are_left_out(image_root, hidden):
+    for split in ("train", "test"):
+        file = image_root / hidden.format(split=split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (6, 6), (1, 2, 3)).save(file)
+    dataset = load(image_root)
+    assert dataset.class_names == ("ant", "bee")
+    assert [len(dataset.train) + len(dataset.val), len(dataset.test)] == [8, 4]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Test", "testing"])
+def test_imagefolder_of_test_images_by_other_names(image_root, name):
+    (image_root / "test").rename(image_root / "renamed")
+    (image_root / "renamed").rename(image_root / name)
+    assert len(load(image_root).test) == 4
+
+
+def test_imagefolder_with_two_training_folders(image_root):
+    (image_root / "train_old").mkdir()
+    with pytest.raises(DataError, match=r"needs train/ .*, one of that kind, but has train, train_old"):
+        load(image_root)
+
+
+def test_imagefolder_of_names_that_are_not_utf_8(image_root):
+    for split in ("train", "test"):
+        (image_root / split / "bee").rename(image_root / split / os.fsdecode(b"b\xeee"))
+    assert load(image_root).class_names == ("ant", "b\\xeee")
+
+
+def test_files_that_are_no_images_are_left_out(image_root):
+    (image_root / "train" / "ant" / "notes.txt").write_text("ants")
+    assert len(load(image_root).test) == 4
 
 
 def test_imagefolder_resizes(image_root):

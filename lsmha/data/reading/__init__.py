@@ -1,0 +1,1 @@
+"""From files of every layout to labels and 8-bit images of one size."""
