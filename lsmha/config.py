@@ -274,8 +274,8 @@ class LatencyConfig(Config):
     threads: int = Field(1, ge=1)
     """CPU threads (CPU only)."""
     measure_first: int = Field(64, ge=0)
-    """A search for low latency among so many architectures at most measures all of them before its first trial trains;
-    among more of them, those of each batch of suggestions before that batch trains."""
+    """A search among so many architectures at most measures all of them before its first trial trains; among more of
+    them, those of each batch of suggestions before that batch trains."""
     rounds: int = Field(5, ge=1)
     """Networks on the front are measured again, all of them in so many rounds, each time in a fresh process; 1 is to
     leave it at the measurement of the search."""

@@ -12,6 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+PATIENCE_S = 600.0
+"""After that what a test waits for has hung, on a machine however slow and busy; a test that passes waits less."""
+
 
 @contextmanager
 def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterator[None]:
@@ -32,7 +35,12 @@ def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterato
 
 
 def wait_for(
-    condition: Callable[[], Any], what: str, seconds: float = 60, *, said: Callable[[], str] = str, every_s: float = 0.1
+    condition: Callable[[], Any],
+    what: str,
+    seconds: float = PATIENCE_S,
+    *,
+    said: Callable[[], str] = str,
+    every_s: float = 0.1,
 ) -> Any:
     """Wait until the condition finds something, and return that.
 

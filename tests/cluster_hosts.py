@@ -16,7 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from background import wait_for
+from background import PATIENCE_S, wait_for
 
 TOOLS = {
     "ip": "iproute2",
@@ -144,7 +144,7 @@ class Host:
         """The command line that runs a shell command on it through ssh, with the environment of ~/.bashrc."""
         return [*self.network.ssh_command, f"root@{self.address}", f"[ -f ~/.bashrc ] && . ~/.bashrc; {command}"]
 
-    def run(self, command: str, *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(self, command: str, *, check: bool = True, timeout: float = PATIENCE_S) -> subprocess.CompletedProcess[str]:
         """Run a shell command on it through ssh."""
         return subprocess.run(
             self.ssh(command), capture_output=True, text=True, check=check, timeout=timeout, stdin=subprocess.DEVNULL

@@ -11,6 +11,7 @@ from typing import Any
 
 import jaxtyping
 import pytest
+from background import PATIENCE_S
 from ruamel.yaml import YAML
 
 TINY = {
@@ -30,7 +31,7 @@ SpaceFile = Callable[..., Path]
 
 
 def run_cli(
-    *arguments: Any, env: Mapping[str, str | None] | None = None, timeout: float = 100
+    *arguments: Any, env: Mapping[str, str | None] | None = None, timeout: float = PATIENCE_S
 ) -> subprocess.CompletedProcess[str]:
     """Run `lsmha-sweep` in a process of its own; `env` adds to the environment, or removes where None."""
     variables = {**os.environ, "RAY_ADDRESS": None, **(env or {})}

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+from background import PATIENCE_S
 from cluster_hosts import Host, Network
 from repository import ROOT
 from ruamel.yaml import YAML
@@ -56,7 +57,7 @@ class Cluster:
         return [self.head, *self.workers]
 
     def ray(
-        self, *arguments: str, check: bool = True, timeout: float = 300, umask: int = -1
+        self, *arguments: str, check: bool = True, timeout: float = PATIENCE_S, umask: int = -1
     ) -> subprocess.CompletedProcess[str]:
         """Run one of Ray's own commands on the user's machine."""
         done = subprocess.run(
@@ -86,7 +87,7 @@ class Cluster:
             "import ray, time; ray.init(address='auto', log_to_driver=False, logging_level='ERROR')\n"
             f"while sum(node['Alive'] for node in ray.nodes()) != {number}: time.sleep(0.3)"
         )
-        self.head.run(f"timeout 120 python -c {shlex.quote(script)}", timeout=130)
+        self.head.run(f"timeout 300 python -c {shlex.quote(script)}", timeout=310)
 
     def down(self) -> None:
         self.ray("down", "-y", str(self.spec))

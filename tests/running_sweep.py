@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import optuna
 import psutil
-from background import wait_for
+from background import PATIENCE_S, wait_for
 from faults import Fault
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -57,7 +57,15 @@ WITH_FINALISTS = {"finalists": {"max_finalists": 2, "seeds": [0]}}
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
-    ["orchestrator.commands.run", "orchestrator.commands.repair", "orchestrator.commands.status"]
+    [
+        "orchestrator.commands.run",
+        "orchestrator.commands.repair",
+        "orchestrator.commands.status",
+        # What torch and Ray Tune import when they are first used, seconds later.
+        "torch._dynamo",
+        "ray.air.integrations.mlflow",
+        "ray.air.integrations.wandb",
+    ]
 )
 
 
@@ -101,14 +109,14 @@ class Session:
         """All that it has said so far."""
         return "".join(file.read_text() for file in self._files if file.exists())
 
-    def wait(self, seconds: float = 120) -> Ended:
+    def wait(self, seconds: float = PATIENCE_S) -> Ended:
         self.process.join(seconds)
         if self.process.exitcode is None:
             self.process.kill()
             raise AssertionError(f"still running after {seconds} s:\n{self.output()}")
         return Ended(self.process.exitcode, *(file.read_text() for file in self._files))
 
-    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    def wait_until(self, condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
         """Wait while the session runs; returns what the condition found."""
 
         def found_or_ended() -> Any:
@@ -216,7 +224,7 @@ class RunningSweep:
     def records(self) -> dict[str, StoredRecord]:
         return records(self.folder, "trials")
 
-    def wait_until(self, condition: Callable[[], Any], seconds: float = 120) -> Any:
+    def wait_until(self, condition: Callable[[], Any], seconds: float = PATIENCE_S) -> Any:
         return wait_for(condition, "what the sweep should do", seconds, said=self.output)
 
     def processes(self, title: str = "") -> list[int]:

@@ -9,12 +9,14 @@ from orchestrator.search.space import SearchSpace
 
 
 def measured_first(config: SweepConfig, space: SearchSpace) -> list[ModelConfig]:
-    """All architectures of the space, each once, where latency is an objective and there are at most
-    `latency.measure_first` of them, or where a strategy decides by what is known of all; else none."""
+    """All architectures of the space, each once, where there are at most `latency.measure_first` of them, or where a
+    strategy decides by what is known of all; else none.
+
+    Where latency is no objective, too: trials have it as a column, and to measure between their batches costs more, as
+    the processes that train are ended for it.
+    """
     if config.search.lets_trials_pause:
         return list({architecture_hash(low): low for low, _ in space.models_at_ends()}.values())
-    if not config.seeks_low_latency():
-        return []
     found: dict[str, ModelConfig] = {}
     for low, high in space.models_at_ends():
         name = architecture_hash(low)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from background import wait_for
+from background import PATIENCE_S, wait_for
 from pandas.testing import assert_frame_equal
 from repository import ROOT
 
@@ -53,7 +53,7 @@ def script(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
 
 
 def outcome(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=240)
+    output, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, output + errors
     assert errors == ""
     return output
@@ -111,7 +111,7 @@ def test_a_sweep_without_a_console(space_file: SpaceFile, tmp_path: Path, code: 
 def test_ctrl_c_loses_nothing(space_file: SpaceFile, tmp_path: Path) -> None:
     spec = space_file(tmp_path, train={"epochs": 40, "batch_size": 20}, finalists={"max_finalists": 0})
     first = script(INTERRUPTED, spec, tmp_path / "run", cwd=tmp_path)
-    wait_for(lambda: list((tmp_path / "run" / "records" / "trials").glob("*.json")), "a trial to end", 100)
+    wait_for(lambda: list((tmp_path / "run" / "records" / "trials").glob("*.json")), "a trial to end")
     first.send_signal(signal.SIGINT)
     output = outcome(first)
     assert output.startswith("interrupted\n")

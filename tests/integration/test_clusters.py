@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from background import free_ports, running, wait_for
+from background import PATIENCE_S, free_ports, running, wait_for
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
@@ -34,7 +34,7 @@ def head() -> Iterator[dict[str, str]]:
                "--disable-usage-stats"]  # fmt: skip
     try:
         with running(command, Path(folder) / "head.log", env=NO_TOKEN | {"RAY_TMPDIR": folder}):
-            wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, "the head", 60)
+            wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, "the head")
             yield {"address": address, "folder": folder}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -85,6 +85,6 @@ def test_workers_of_a_local_cluster_have_the_priority_of_whoever_started_it() ->
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, **NO_TOKEN}, capture_output=True, text=True, check=True, timeout=60,
+        env={**os.environ, **NO_TOKEN}, capture_output=True, text=True, check=True, timeout=PATIENCE_S,
     )  # fmt: skip
     assert done.stdout.split() == ["5"]

@@ -53,7 +53,7 @@ def learned(completed: Completed) -> list[dict[str, float]]:
 
 
 def wait_for_free_cpus(number: int) -> None:
-    wait_for(lambda: ray.available_resources().get("CPU", 0.0) == number, f"{number} free CPU(s)", 20)
+    wait_for(lambda: ray.available_resources().get("CPU", 0.0) == number, f"{number} free CPU(s)")
 
 
 def test_each_job_is_told_from_its_start_to_its_end(engine: TuneEngine, tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_ranks_stay_warm_until_they_are_released(engine: TuneEngine, tmp_path: P
     trained(engine, jobs(tmp_path, "c"), ranks=2, at_a_time=1)
     assert own_processes(RANK) == warm
     trained(engine, jobs(tmp_path, "d"))  # which needs what the ranks hold
-    wait_for(lambda: not own_processes(RANK), "the end of the ranks", 10)
+    wait_for(lambda: not own_processes(RANK), "the end of the ranks")
     engine.close()
     wait_for_free_cpus(2)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from background import running
+from background import PATIENCE_S, running
 from PIL import Image
 from repository import ROOT
 
@@ -25,7 +25,7 @@ def run(script: str, *arguments: str, out: Path) -> dict[str, Any]:
     """What the script wrote for programs; its file for readers has a table of the same."""
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{script}.py", *arguments, "--out", str(out)],
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads(out.with_suffix(".json").read_text())

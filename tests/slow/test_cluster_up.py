@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from background import free_ports, wait_for
+from background import PATIENCE_S, free_ports, wait_for
 from cluster_hosts import Host, Network, network, why_not
 from object_server import BUCKET, ObjectServer
 from ray_up import Cluster, prepare_installation
@@ -26,10 +26,7 @@ from running_sweep import SWEEP
 from lsmha.io.paths import path_of
 from lsmha.io.tables import read_table
 
-pytestmark = [
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
-    pytest.mark.timeout(600),
-]
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 EPOCHS = 60
@@ -154,7 +151,7 @@ def test_requests_without_the_token_are_refused(cluster: Cluster) -> None:
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )  # side by side: Ray tries for half a minute
     for attempt, process in attempts.items():
-        output, _ = process.communicate(timeout=90)
+        output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode, attempt
         assert "NodeID" not in output, attempt
     # And in words that a user understands.
@@ -192,7 +189,7 @@ def dashboard_tunnel(cluster: Cluster) -> Iterator[str]:
     log = cluster.home / "dashboard.log"
     tunnel = cluster.start("dashboard", "--port", str(port), str(cluster.spec), log=log)
     try:
-        wait_for(lambda: connects("127.0.0.1", port), "the tunnel", 120)
+        wait_for(lambda: connects("127.0.0.1", port), "the tunnel")
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(tunnel.pid, signal.SIGTERM)
@@ -215,7 +212,7 @@ def test_a_lost_worker_costs_no_trial_and_at_most_an_epoch(cluster: Cluster, lan
     (worker,) = cluster.workers
     log = cluster.home / "spot.log"
     driver = cluster.start("exec", str(cluster.spec), command, log=log)
-    interrupted = wait_for(lambda: under_way(worker), "trials under way", 120)
+    interrupted = wait_for(lambda: under_way(worker), "trials under way")
     lost = time.strftime("%Y-%m-%d %H:%M:%S")
     worker.lose()
     assert driver.wait(300) == 0, log.read_text()
@@ -275,7 +272,7 @@ def test_a_lost_head_ends_the_driver_in_one_line_and_the_run_goes_on_from_the_bu
         worker.run("pkill -ABRT lsmha-sweep; sleep 2", check=False)  # which has it say what it was doing
         return log.read_text()
 
-    wait_for(lambda: driver.poll() is not None, "the driver's end", 120, said=said)
+    wait_for(lambda: driver.poll() is not None, "the driver's end", said=said)
     assert driver.poll() == 4, log.read_text()
     *_, line = log.read_text().strip().splitlines()
     assert line.startswith(f"error: the Ray cluster at {cluster.head.address}:6379 is lost: its head does not answer; ")
@@ -310,6 +307,6 @@ def test_down_leaves_nothing_running(cluster: Cluster) -> None:
     assert any("raylet" in line for host in cluster.hosts for line in host.processes())
     cluster.down()
     # Ray stops the head; the workers then miss it.
-    wait_for(lambda: not any(host.processes() for host in cluster.hosts), "the end of all processes", 180)
+    wait_for(lambda: not any(host.processes() for host in cluster.hosts), "the end of all processes")
     for host in cluster.hosts:
         assert {port for _, port in host.listeners()} == {22}

@@ -80,7 +80,6 @@ def test_a_killed_sweep_stops_the_same_ones(address: str, tmp_path: Path) -> Non
         assert [[row[name] for name in names] for row in rows] == [[row[name] for name in names] for row in expected]
 
 
-@pytest.mark.timeout(400)
 def test_ranks_leave_a_stopped_trial_and_train_the_next(address: str, tmp_path: Path) -> None:
     ranks = {"workers_per_trial": 2, "cpus_per_trial": 2}
     sweep = Sweep(tmp_path, address, **{**SECTIONS, "resources": ranks})

@@ -33,7 +33,6 @@ def tear(file: Path, seed: int) -> None:
     file.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
 
 
-@pytest.mark.timeout(300)
 def test_damaged_records_are_refused_set_aside_and_made_again(
     sweep: Callable[..., Sweep], reference: Reference
 ) -> None:
@@ -68,7 +67,6 @@ def test_damaged_records_are_refused_set_aside_and_made_again(
     }
 
 
-@pytest.mark.timeout(300)
 def test_damaged_tables_are_refused_and_made_again(sweep: Callable[..., Sweep], reference: Reference) -> None:
     damaged = sweep()
     damaged.copy_of(reference.run)
@@ -85,7 +83,6 @@ def test_damaged_tables_are_refused_and_made_again(sweep: Callable[..., Sweep], 
     assert_nothing_lost(damaged.run, reference.run)
 
 
-@pytest.mark.timeout(300)
 def test_a_damaged_checkpoint_costs_one_epoch(sweep: Callable[..., Sweep], tmp_path: Path, address: str) -> None:
     undisturbed = Sweep(_made(tmp_path / "undisturbed"), address, **LONG)
     undisturbed.complete()
@@ -104,7 +101,6 @@ def test_a_damaged_checkpoint_costs_one_epoch(sweep: Callable[..., Sweep], tmp_p
     assert_nothing_lost(damaged.run, undisturbed.run)
 
 
-@pytest.mark.timeout(300)
 def test_damaged_finalists_are_set_aside_and_trained_again(
     sweep: Callable[..., Sweep], reference_with_finalists: Reference
 ) -> None:

@@ -51,7 +51,6 @@ FINALIST_FILES = {
 """And of what follows it."""
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_sweep_killed_five_times_is_the_sweep_that_was_not(
     seed: int, sweep: Callable[..., Sweep], reference: Reference
@@ -72,7 +71,6 @@ def test_a_sweep_killed_five_times_is_the_sweep_that_was_not(
     assert_nothing_lost(killed.run, reference.run)
 
 
-@pytest.mark.timeout(900)
 def test_a_search_killed_while_each_kind_of_file_is_written(sweep: Callable[..., Sweep], reference: Reference) -> None:
     killed = sweep()
     _kill_at(killed, SEARCH_FILES, seed=1)
@@ -81,7 +79,6 @@ def test_a_search_killed_while_each_kind_of_file_is_written(sweep: Callable[...,
     assert_nothing_lost(killed.run, reference.run)
 
 
-@pytest.mark.timeout(900)
 def test_finalists_killed_while_each_kind_of_file_is_written(
     sweep: Callable[..., Sweep], reference: Reference, reference_with_finalists: Reference
 ) -> None:

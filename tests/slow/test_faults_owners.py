@@ -10,7 +10,6 @@ import pytest
 from running_sweep import Reference, Sweep, assert_nothing_lost, assert_refused, snapshot, write_spec
 
 
-@pytest.mark.timeout(300)
 def test_a_run_has_one_owner_at_a_time(sweep: Callable[..., Sweep], reference: Reference) -> None:
     owned = sweep()
     first = owned.start()
@@ -28,7 +27,6 @@ def test_a_run_has_one_owner_at_a_time(sweep: Callable[..., Sweep], reference: R
     assert_nothing_lost(owned.run, reference.run)
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_owner_leaves_the_run_to_the_next(sweep: Callable[..., Sweep], reference: Reference) -> None:
     owned = sweep()
     first = owned.start()
@@ -39,7 +37,6 @@ def test_a_killed_owner_leaves_the_run_to_the_next(sweep: Callable[..., Sweep], 
     assert_nothing_lost(owned.run, reference.run)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("sections", "words"),
     [
@@ -60,7 +57,6 @@ def test_a_changed_spec_is_refused(
     assert snapshot(changed.run) == before
 
 
-@pytest.mark.timeout(300)
 def test_a_run_that_grows_keeps_what_it_has(sweep: Callable[..., Sweep], reference: Reference) -> None:
     grown = sweep()
     grown.copy_of(reference.run)

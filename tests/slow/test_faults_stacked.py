@@ -39,7 +39,6 @@ def losses(sweep: Sweep) -> dict[str, float]:
     return {name: record.content["test_loss"] for name, record in found.items()}
 
 
-@pytest.mark.timeout(200)
 @pytest.mark.parametrize("count", [2, 5], ids=["in the first epoch", "later"])
 def test_a_worker_killed_between_the_checkpoints_of_two_seeds(
     count: int, stack: Sweep, expected: dict[str, float], tmp_path: Path
@@ -51,7 +50,6 @@ def test_a_worker_killed_between_the_checkpoints_of_two_seeds(
     assert losses(stack) == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.timeout(200)
 def test_a_driver_killed_between_the_records_of_two_seeds(stack: Sweep, expected: dict[str, float]) -> None:
     killed = stack.do(fault=Fault(Kill(r"/finalists/t0000-s\d-.*\.json$", "after the rename", 2)))
     assert killed.code < 0, killed

@@ -36,7 +36,6 @@ def deleted(run: Path) -> Iterator[None]:
     away.rename(run)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("broken", "words", "code_of_resume"),
     [

@@ -26,7 +26,6 @@ from running_sweep import (
 from lsmha.training.checkpoints import load_state
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("file", "phase", "count"),
     [
@@ -47,7 +46,6 @@ def test_a_worker_killed_while_it_saves(
     assert_nothing_lost(survivor.run, reference.run)
 
 
-@pytest.mark.timeout(300)
 def test_a_worker_killed_from_outside(sweep: Callable[..., Sweep], reference: Reference) -> None:
     survivor = sweep()
     session = survivor.start()
@@ -59,7 +57,6 @@ def test_a_worker_killed_from_outside(sweep: Callable[..., Sweep], reference: Re
     assert_nothing_lost(survivor.run, reference.run)
 
 
-@pytest.mark.timeout(500)
 def test_twenty_kills_of_workers_at_random_moments(sweep: Callable[..., Sweep], reference: Reference) -> None:
     moments = random.Random(5)
     struck = sweep()
@@ -88,7 +85,6 @@ def test_twenty_kills_of_workers_at_random_moments(sweep: Callable[..., Sweep], 
     assert_study_holds(struck.run)
 
 
-@pytest.mark.timeout(600)
 def test_a_killed_rank_controller_or_leader_costs_no_epoch(sweep: Callable[..., Sweep]) -> None:
     epochs = 60
     ranks = sweep(
@@ -129,7 +125,6 @@ def test_a_killed_rank_controller_or_leader_costs_no_epoch(sweep: Callable[..., 
     assert_study_holds(ranks.run)
 
 
-@pytest.mark.timeout(300)
 def test_a_trial_without_a_result_fails_alone(sweep: Callable[..., Sweep]) -> None:
     reasons = {
         "nan": r"val_accuracy must be a finite number, but got nan",

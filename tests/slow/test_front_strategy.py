@@ -26,8 +26,6 @@ SECTIONS: dict[str, Any] = {
     "committees": {"enabled": False},
 }
 
-pytestmark = pytest.mark.timeout(600)
-
 
 def decided(run: Path) -> list[Any]:
     """All decisions, but for the time that they took."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from background import PATIENCE_S
 from running_sweep import Reference, RunningSweep, Sweep, assert_nothing_lost, table
 
 
@@ -23,10 +24,9 @@ def started(tmp_path: Path) -> Iterator[RunningSweep]:
     finally:
         for process in running.processes():
             os.kill(process, signal.SIGKILL)
-        running.process.wait(10)
+        running.process.wait(PATIENCE_S)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("number", "code", "whom"),
     [
@@ -47,8 +47,8 @@ def test_an_interrupted_sweep_says_how_it_goes_on(
 ) -> None:
     # The process group is the Ray cluster, too.
     {"process": os.kill, "group": os.killpg}[whom](started.process.pid, number)
-    assert started.process.wait(60) == code, started.output()
-    started.wait_until(lambda: not started.processes(), seconds=10)
+    assert started.process.wait(PATIENCE_S) == code, started.output()
+    started.wait_until(lambda: not started.processes())
     recorded = started.records()
     assert 2 <= len(recorded) < 8
     *_, last = started.output().splitlines()
@@ -62,26 +62,24 @@ def test_an_interrupted_sweep_says_how_it_goes_on(
     _go_on(sweep(), started, recorded, reference)
 
 
-@pytest.mark.timeout(300)
 def test_a_second_signal_ends_a_sweep_at_once_and_loses_nothing(
     started: RunningSweep, sweep: Callable[..., Sweep], reference: Reference
 ) -> None:
     os.kill(started.process.pid, signal.SIGINT)
     time.sleep(0.3)
     os.kill(started.process.pid, signal.SIGINT)
-    assert started.process.wait(10) == 130, started.output()
-    started.wait_until(lambda: not started.processes(), seconds=10)
+    assert started.process.wait(60) == 130, started.output()
+    started.wait_until(lambda: not started.processes())
     assert "Traceback" not in started.output()
     _go_on(sweep(), started, started.records(), reference)
 
 
-@pytest.mark.timeout(300)
 def test_a_killed_sweep_leaves_no_process(
     started: RunningSweep, sweep: Callable[..., Sweep], reference: Reference
 ) -> None:
     os.kill(started.process.pid, signal.SIGKILL)
-    started.process.wait(10)
-    started.wait_until(lambda: not started.processes(), seconds=10)
+    started.process.wait(PATIENCE_S)
+    started.wait_until(lambda: not started.processes())
     _go_on(sweep(), started, started.records(), reference)
 
 

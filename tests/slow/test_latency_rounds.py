@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pytest
 import torch
-from background import wait_for
+from background import PATIENCE_S, wait_for
 
 from lsmha.config import LatencyConfig, ModelConfig
 from lsmha.latency import LatencyMeasurement, measure_round
@@ -64,23 +63,22 @@ def test_a_round_ends_with_the_process_that_wants_it(tmp_path: Path) -> None:
         return found
 
     try:
-        wait_for(lambda: len(alive()) == 3, "the process, its interpreter and the reference network's", 60)
+        wait_for(lambda: len(alive()) == 3, "the process, its interpreter and the reference network's")
         wants.kill()
-        wants.wait(10)
-        wait_for(lambda: not alive(), "the end of all of them", 10)
+        wants.wait(PATIENCE_S)
+        wait_for(lambda: not alive(), "the end of all of them")
     finally:
         for process in alive():
             os.kill(process, signal.SIGKILL)
 
 
-@pytest.mark.timeout(300)
 def test_the_front_is_measured_in_rounds(
     cli: Callable[..., Any], space_file: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     latency = {"min_iterations": 3, "max_seconds": 0.05, "warmup_s": 0.0, "rounds": 3}
     spec = space_file(tmp_path, latency=latency, finalists={"max_finalists": 0})
-    done = cli("run", spec, "--out", run, timeout=250)
+    done = cli("run", spec, "--out", run)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "measured the latency of the front in " in done.stdout
     front = pd.read_parquet(run / "front.parquet")

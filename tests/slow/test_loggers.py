@@ -14,8 +14,6 @@ from faults import Fault
 from logged_runs import LoggedRun, mlflow_runs, tensorboard_runs, wandb_sessions
 from running_sweep import Sweep
 
-pytestmark = pytest.mark.timeout(600)
-
 EPOCHS = 4
 SECTIONS: dict[str, Any] = {
     "name": "logged",

@@ -7,17 +7,16 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import pytest
+from background import PATIENCE_S
 from repository import ROOT
 
 QUICKSTART = ROOT / "search_spaces" / "quickstart.yaml"
 
 
-@pytest.mark.timeout(1200)
 def test_quickstart(tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = [sys.executable, "-m", "orchestrator.cli", "run", str(QUICKSTART), "--out", str(run)]
-    result = subprocess.run([*command, "--address", "local"], capture_output=True, text=True, timeout=1100)
+    result = subprocess.run([*command, "--address", "local"], capture_output=True, text=True, timeout=2 * PATIENCE_S)
     assert result.returncode == 0, result.stdout + result.stderr
     assert len(pd.read_parquet(run / "front.parquet")) >= 3
     finalists = pd.read_parquet(run / "finalists.parquet")

@@ -20,7 +20,6 @@ CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("unchecked")
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("kernel", "num_heads", "num_conv_blocks"),
     [("materialized", 4, 0), ("sdpa", 16, 1)],
@@ -49,7 +48,6 @@ def test_compiled_networks_compute_the_same(kernel: str, num_heads: int, num_con
         assert_close(compiled(images), network(images), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("num_conv_blocks", "precision", "tolerance"), [(0, "fp32", 1e-5), (1, "bf16", 2e-2)])
 def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, precision: str, tolerance: float) -> None:
     model = tiny_model(num_conv_blocks=num_conv_blocks)
@@ -68,7 +66,6 @@ def test_compiled_training_goes_as_eager_training_does(num_conv_blocks: int, pre
     assert counters["stats"]["unique_graphs"] == made  # nothing was compiled for another seed and learning rate
 
 
-@pytest.mark.timeout(300)
 def test_as_many_architectures_are_compiled_as_there_are() -> None:
     made = counters["stats"]["unique_graphs"]
     with torch._dynamo.config.patch(recompile_limit=1):
@@ -84,7 +81,6 @@ def test_a_cuda_graph_needs_a_gpu() -> None:
         train(tiny_model(), tiny_recipe(mode="cuda-graph"), tiny_dataset(), device=CPU)
 
 
-@pytest.mark.timeout(300)
 def test_compiled_latency_is_measured_after_compilation() -> None:
     config = ModelConfig(img_size=8, num_classes=5, embed_dim=16, depth=1, num_heads=4)
     latency = LatencyConfig(batch_sizes=(1, 4), mode="compiled", warmup_s=0, min_iterations=5, max_seconds=0.1)

@@ -15,7 +15,6 @@ CPU = torch.device("cpu")
 SEEDS = (0, 1)
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kernel", ["materialized", "sdpa"])
 def test_bf16_trains_as_well_as_fp32(kernel: AttentionKernel) -> None:
     dataset = load_dataset(DataConfig(name="digits", val_fraction=0.2))

@@ -21,7 +21,6 @@ TOLD_EVERY = {"gp": 25}
 """A Gaussian process slows down with every result it fits, so it is told only some."""
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "grid"])
 def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
     config = load_sweep_config(PARETO)
@@ -45,7 +44,6 @@ def test_five_hundred_proposals_are_valid_and_distinct(sampler: str) -> None:
     assert len(seen) == PROPOSALS
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("sampler", ["tpe", "nsga2", "gp", "random", "grid"])
 def test_a_search_goes_on_after_a_break_as_without_one(sampler: str, seed: int) -> None:

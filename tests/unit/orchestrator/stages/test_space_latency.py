@@ -1,4 +1,4 @@
-"""What is measured before the first trial: each network once, few of them, and only where latency is searched for."""
+"""What is measured before the first trial: each network once, and few of them."""
 
 from __future__ import annotations
 
@@ -51,5 +51,5 @@ def test_all_are_where_a_strategy_decides_by_them(strategy: str) -> None:
     assert number_measured(HEADS_AND_DEPTHS, **sections) == 6
 
 
-def test_none_is_where_nobody_asked_for_latency() -> None:
-    assert number_measured(HEADS_AND_DEPTHS, search=SAMPLER, objectives=[ACCURACY, PARAMS]) == 0
+def test_all_are_where_latency_is_a_column_alone() -> None:
+    assert number_measured(HEADS_AND_DEPTHS, search=SAMPLER, objectives=[ACCURACY, PARAMS]) == 6
