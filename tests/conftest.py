@@ -72,11 +72,14 @@ def space_file() -> SpaceFile:
 @pytest.fixture(scope="session")
 def address() -> Iterator[str]:
     """Address of a cluster of 2 CPUs that this process keeps for all tests of the session."""
-    import orchestrator.cluster.connect  # noqa: F401  # sets what Ray reads when it is imported
+    from orchestrator.cluster.connect import system_config  # sets what Ray reads when it is imported
 
     import ray  # isort: skip
 
-    context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+    context = ray.init(
+        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        _system_config=system_config(dashboard=False),
+    )  # fmt: skip
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

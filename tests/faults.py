@@ -69,7 +69,7 @@ def _struck_trial(fault: Fault, trial: type[Any], driver: int) -> type[Any]:
     class TrainingTrial(trial):  # type: ignore[misc]  # processes go by the name of the class
         def setup(self, config: dict[str, Any], **parameters: Any) -> None:
             fault._install(driver)
-            fault._strike("orchestrator.execution.rank_group", "work_as_rank", driver)
+            fault._strike("orchestrator.execution.ranks.rank_group", "work_as_rank", driver)
             super().setup(config, **parameters)
 
     return TrainingTrial

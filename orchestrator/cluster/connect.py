@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
@@ -23,6 +24,8 @@ from orchestrator.cluster.private_folder import make_token, ray_folder
 from orchestrator.errors import UserError
 
 WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+"""For ranks of one machine: what they tell one another is nobody else's business."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,13 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
         UserError: There is no cluster at the address.
     """
     wanted = _address(cluster.address)
-    own = _settings_of_own(cluster) if wanted == "local" else {}
+    is_own = wanted == "local"
+    own = _settings_of_own(cluster) if is_own else {}
     try:
-        with _children_deaf_to_sigterm(), nullcontext() if wanted == "local" else _standard_error_hushed():
+        with _children_deaf_to_sigterm(), _on_loopback() if is_own else _standard_error_hushed():
             ray.init(
                 address=wanted,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT},
+                runtime_env={"env_vars": WORKER_ENVIRONMENT | (LOOPBACK_ENVIRONMENT if is_own else {})},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
@@ -58,7 +62,7 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
             )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {_reason(error, wanted)}") from None
-    with cluster_guard() if wanted == "local" else nullcontext():
+    with cluster_guard() if is_own else nullcontext():
         try:
             yield capacity_of_cluster()
         finally:
@@ -73,14 +77,19 @@ def _settings_of_own(cluster: ClusterChoice) -> dict[str, Any]:
         "_temp_dir": str(folder),
         "include_dashboard": cluster.dashboard,
         "dashboard_host": "127.0.0.1",
+        "_system_config": system_config(dashboard=cluster.dashboard),
+    }
+
+
+def system_config(*, dashboard: bool) -> dict[str, Any]:
+    """What Ray's own processes do differently on a cluster that is started for one sweep."""
+    return {
         # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
-        "_system_config": {
-            "idle_worker_killing_time_threshold_ms": 600_000,
-            # Ray's own 15 has them starve as soon as other programs of the machine want the CPUs, too.
-            **({} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}),
-            # The metrics port is on every interface and asks for no token.
-            "enable_metrics_collection": cluster.dashboard,
-        },
+        "idle_worker_killing_time_threshold_ms": 600_000,
+        # Ray's own 15 has them starve as soon as other programs of the machine want the CPUs, too.
+        **({} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}),
+        # The metrics port is on every interface and asks for no token.
+        "enable_metrics_collection": dashboard,
     }
 
 
@@ -91,6 +100,24 @@ def _reason(error: Exception, wanted: str) -> str:
     if "Version mismatch" in str(error):  # both lists of versions are what one needs
         return " ".join(str(error).split())
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """What Ray starts in the block listens on loopback alone, as it does on macOS and Windows.
+
+    This is private of Ray: `tests/integration/test_clusters.py` lists the sockets of a local sweep.
+    """
+    name, constants = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, vars(ray_constants)
+    before, environment_before = constants["ENABLE_RAY_CLUSTER"], os.environ.get(name)
+    constants["ENABLE_RAY_CLUSTER"], os.environ[name] = False, "0"  # the processes that it starts read that one
+    try:
+        yield
+    finally:
+        constants["ENABLE_RAY_CLUSTER"] = before
+        del os.environ[name]
+        if environment_before is not None:
+            os.environ[name] = environment_before
 
 
 @contextmanager

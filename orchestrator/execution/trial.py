@@ -13,7 +13,7 @@ from ray import tune
 from lsmha.data import Dataset
 from lsmha.io.paths import RunPath
 from orchestrator.config.sweep import ResourcesConfig
-from orchestrator.execution.rank_group import RankGroup, place_of_leader
+from orchestrator.execution.ranks.rank_group import RankGroup, place_of_leader
 from orchestrator.execution.training import train_jobs
 from orchestrator.execution.training_job import Paused, Started, TrainingEvent, TrainingJob, ended_by, joint_name
 from orchestrator.execution.worker_log import log, log_event, shown_as

@@ -22,7 +22,7 @@ from ray.tune.search import Searcher
 
 from orchestrator.config.sweep import ResourcesConfig
 from orchestrator.execution.job_line import JobLine
-from orchestrator.execution.rank_group import free_places_of_ranks
+from orchestrator.execution.ranks.rank_group import free_places_of_ranks
 from orchestrator.execution.training_job import EpochEnded, Paused, Resumed, Stopped, TrainingEvent, TrainingJob
 from orchestrator.execution.trial import trial_config
 from orchestrator.search.early_stopping import EarlyStopping

@@ -65,9 +65,12 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 CLUSTER = """
 import sys
-import orchestrator.cluster.connect
+from orchestrator.cluster.connect import system_config
 import ray
-context = ray.init(address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False)
+context = ray.init(
+    address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+    _system_config=system_config(dashboard=False),
+)
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """

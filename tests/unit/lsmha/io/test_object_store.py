@@ -27,7 +27,7 @@ from lsmha.models import CCT
 from lsmha.training.checkpoints import load_state, remove_checkpoint, save_state
 from lsmha.training.saved import load_logits, load_network, save_logits, save_model
 from orchestrator.errors import UserError
-from orchestrator.execution.rank_group import _storage_settings
+from orchestrator.execution.ranks.rank_group import _storage_settings
 from orchestrator.run_folder.location import check_new_folder, location
 from orchestrator.run_folder.record_files import read_record, read_records, write_record
 from orchestrator.storage_errors import storage_error_in
