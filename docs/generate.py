@@ -34,7 +34,10 @@ def modules() -> str:
 
 def _module_tables() -> Iterator[str]:
     for package in PACKAGES:
-        folders = [ROOT / package, *sorted(path.parent for path in (ROOT / package).glob("*/__init__.py"))]
+        folders = [
+            ROOT / package,
+            *sorted(path.parent for path in (ROOT / package).rglob("__init__.py") if path.parent != ROOT / package),
+        ]
         for folder in folders:
             files = [file for file in sorted(folder.glob("*.py")) if file.name != "__init__.py"]
             yield f"\n### `{folder.relative_to(ROOT).as_posix()}/`\n"
