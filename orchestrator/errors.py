@@ -5,7 +5,7 @@ LsmhaError (lsmha.errors)   foreseen, in one line
 └── SweepError                  ends the command
     ├── UserError                   exit code 2: bad input, nothing written
     └── StorageError                exit code 3: the run folder is full, read-only or gone
-Interrupted                 exit code 130 or 143: SIGINT or SIGTERM
+Interrupted                 exit code 130, 143 or 129: SIGINT, SIGTERM or SIGHUP
 
 A lost cluster ends the process by exit code 4, without an exception (`cluster.loss`). Of a training run, an analysis or
 any other work of a worker, `failures.failure_of` tells what was foreseen from what is a fault of the program.

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: an exception in the main thread, and a way out when that thread is stuck."""
+"""SIGINT, SIGTERM and SIGHUP: an exception in the main thread, and a way out when that thread is stuck."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ _deferred: list[int] | None = None
 def interrupts_as_exceptions(
     *, when_stuck: Callable[[Interrupted], None] = lambda _: None, grace_s: float = 10
 ) -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted`, so that both unwind through the same clean-up.
+    """Turn SIGINT, SIGTERM and SIGHUP into `Interrupted`, so that all unwind through the same clean-up.
+
+    SIGHUP, which comes when a terminal is closed, stays ignored where `nohup` has it so.
 
     Ray's compiled code may wait for a cluster that has gone for minutes, where Python can raise nothing. So a process
     that still lives `grace_s` seconds after the signal calls `when_stuck` in another thread and exits. A second signal
@@ -36,12 +38,17 @@ def interrupts_as_exceptions(
     received_by_pipe: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP and received:  # shell and kernel both tell of a closed terminal: that is one signal
+            return
         received.append(number)
         if _deferred is None:
             raise Interrupted(number)
         _deferred.append(number)
 
-    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        heard.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, interrupt) for number in heard}
     # The interpreter writes a signal's number to this pipe at once, whatever the main thread is doing.
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -57,7 +64,9 @@ def interrupts_as_exceptions(
             numbers = os.read(reader, 64)
             if not numbers:  # the block has ended
                 break
-            received_by_pipe.extend(number for number in numbers if number in previous)
+            for number in numbers:
+                if number in previous and not (number == signal.SIGHUP and received_by_pipe):
+                    received_by_pipe.append(number)
             if len(received_by_pipe) > 1:
                 end_at_once(128 + received_by_pipe[-1])
             if received_by_pipe and deadline is None:

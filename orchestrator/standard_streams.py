@@ -1,7 +1,9 @@
-"""Standard output and standard error that bear with what is behind them: a reader that is gone, a console of ASCII."""
+"""Standard output and standard error that bear with what is behind them: a reader that is gone, a closed terminal, a
+console of ASCII."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -19,12 +21,14 @@ def bear_with_readers() -> None:
 
 
 class _Pipe(io.FileIO):
-    """A file descriptor that becomes `/dev/null` when its reader is gone."""
+    """A file descriptor that becomes `/dev/null` when its reader or its terminal is gone."""
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
-        except BrokenPipeError:
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):  # no reader, or a terminal that was closed
+                raise
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.fileno())
             os.close(nowhere)

@@ -51,7 +51,7 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
     is_own = wanted == "local"
     own = _settings_of_own(cluster) if is_own else {}
     try:
-        with _children_deaf_to_sigterm(), _on_loopback() if is_own else _standard_error_hushed():
+        with _children_deaf_to_signals(), _on_loopback() if is_own else _standard_error_hushed():
             ray.init(
                 address=wanted,
                 runtime_env={"env_vars": WORKER_ENVIRONMENT | (LOOPBACK_ENVIRONMENT if is_own else {})},
@@ -141,13 +141,14 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
 
 
 @contextmanager
-def _children_deaf_to_sigterm() -> Iterator[None]:
-    """Processes started in the block take no SIGTERM, as Ray's take no SIGINT; `ray.shutdown` ends them all the same.
+def _children_deaf_to_signals() -> Iterator[None]:
+    """Processes started in the block take no SIGTERM and no SIGHUP, as Ray's take no SIGINT; `ray.shutdown` ends them
+    all the same.
 
-    Job schedulers signal the whole process group. A local cluster that ends before its driver leaves that driver
-    waiting, in compiled code, for replies that never come.
+    Job schedulers and terminals signal the whole process group. A local cluster that ends before its driver leaves that
+    driver waiting, in compiled code, for replies that never come.
     """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

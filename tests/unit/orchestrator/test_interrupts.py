@@ -16,7 +16,7 @@ from orchestrator.errors import Interrupted
 from orchestrator.interrupts import defer_interrupts, interrupts_as_exceptions
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_an_exception_and_the_handlers_come_back(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     script = f"""
@@ -124,6 +124,27 @@ with interrupts_as_exceptions(when_stuck=lambda _: unwound.write_text("stuck"), 
     assert os.read(terminal, 64) == b"\x1b[?25h"  # the cursor, which a progress display hides
     os.close(terminal)
     os.close(its_end)
+
+
+@pytest.mark.parametrize("command", [[], ["nohup"]], ids=["plain", "nohup"])
+def test_a_closed_terminal_is_one_signal_and_none_to_nohup(command: list[str], tmp_path: Path) -> None:
+    script = """
+import os, signal, sys, time
+from pathlib import Path
+from orchestrator.errors import Interrupted
+from orchestrator.interrupts import interrupts_as_exceptions
+with interrupts_as_exceptions(grace_s=50):
+    try:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+    except Interrupted:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+        Path(sys.argv[1]).write_text("unwound")
+"""
+    unwound = tmp_path / "unwound"
+    done = subprocess.run([*command, sys.executable, "-c", script, str(unwound)], timeout=60, capture_output=True)
+    assert (done.returncode, unwound.exists()) == (0, not command), done
 
 
 def test_without_a_signal_nothing_happens() -> None:

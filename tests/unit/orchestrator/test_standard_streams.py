@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from io import StringIO
@@ -40,6 +41,19 @@ def test_work_goes_on_when_its_reader_is_gone(tmp_path: Path, reader: str, strea
     )
     assert found.stdout.endswith("code 0\n"), found
     assert "BrokenPipe" not in found.stderr
+    assert done.read_text() == "work done"
+
+
+def test_work_goes_on_when_its_terminal_is_closed(tmp_path: Path) -> None:
+    terminal, its_end = pty.openpty()
+    done = tmp_path / "done"
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINT_ON, str(done)], stdin=subprocess.DEVNULL, stdout=its_end, stderr=its_end
+    )
+    os.close(its_end)
+    os.read(terminal, 64)
+    os.close(terminal)
+    assert process.wait(60) == 0
     assert done.read_text() == "work done"
 
 
