@@ -44,6 +44,15 @@ def run_cli(
     )
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep in one process the tests that share what their module makes once; all others may go wherever one is free."""
+    for item in items:
+        found: Mapping[str, Any] = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  # pytest tells it nowhere else
+        if any(fixture.scope == "module" for fixtures in found.values() for fixture in fixtures):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def alone() -> Cli:
     """`lsmha-sweep` with no cluster to join, unless `env` or an option names one."""
