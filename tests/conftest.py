@@ -12,7 +12,9 @@ from typing import Any
 import jaxtyping
 import pytest
 from background import PATIENCE_S
+from repository import ROOT
 from ruamel.yaml import YAML
+from xdist.scheduler import LoadScopeScheduling
 
 TINY = {
     "name": "tiny",
@@ -44,13 +46,17 @@ def run_cli(
     )
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one process the tests that share what their module makes once; all others may go wherever one is free."""
-    for item in items:
-        found: Mapping[str, Any] = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009  # pytest tells it nowhere else
-        if any(fixture.scope == "module" for fixtures in found.values() for fixture in fixtures):
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+class _ModulesThatShare(LoadScopeScheduling):
+    """Keeps in one process the tests of a module that makes something once; all others go wherever one is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        module = nodeid.partition("::")[0]
+        return module if 'scope="module"' in (ROOT / module).read_text(encoding="utf-8") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For `--dist loadscope`; `loadgroup` would do if pytest 9.2 let pytest-xdist 3.8 rename tests."""
+    return _ModulesThatShare(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
 @pytest.fixture(scope="session")

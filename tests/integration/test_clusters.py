@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
@@ -57,6 +58,28 @@ def test_a_running_cluster_is_joined(
     result = alone("run", space_file(tmp_path), "--dry-run", *option, env=NO_TOKEN | environment)
     assert result.returncode == 0, result.stderr
     assert "cluster: 3 CPU(s) and 0 GPU(s) on 1 node(s)" in result.stdout
+
+
+def test_another_version_of_ray_is_told_with_both(head: dict[str, str], space_file: SpaceFile, tmp_path: Path) -> None:
+    script = (
+        "import sys, ray\n"
+        "ray.__version__ = '2.1.0'\n"
+        "from orchestrator.cli import main\n"
+        "sys.argv = ['lsmha-sweep', 'run', *sys.argv[1:]]\n"
+        "main()"
+    )
+    arguments = [space_file(tmp_path), "--dry-run", "--address", head["address"]]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        env={**os.environ, **NO_TOKEN},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: --address: ")
+    assert "2.1.0" in line
+    assert version("ray") in line
 
 
 def test_a_sweep_leaves_the_cluster_that_it_joined_running(
