@@ -26,7 +26,7 @@ run = run_sweep(
         "train": {"epochs": 4, "learning_rate": 3e-3, "batch_size": 64},
         "space": {"num_heads": [1, 4, 24], "depth": [2, 3], "num_conv_blocks": [0, 1]},
         "search": {"num_trials": 6},
-        "latency": {"batch_sizes": [64], "max_seconds": 0.2, "warmup_s": 0.1},
+        "latency": {"batch_sizes": [8], "max_seconds": 0.2, "warmup_s": 0.1, "rounds": 3},
         "finalists": {"max_finalists": 2, "epochs": 8, "seeds": [0, 1]},
     },
     out="runs/notebook",

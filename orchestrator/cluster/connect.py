@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
@@ -51,10 +52,11 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
     is_own = wanted == "local"
     own = _settings_of_own(cluster) if is_own else {}
     try:
-        with _children_deaf_to_signals(), _on_loopback() if is_own else _standard_error_hushed():
+        with _children_deaf_to_signals(), _cluster_of_own() if is_own else _standard_error_hushed():
             ray.init(
                 address=wanted,
-                runtime_env={"env_vars": WORKER_ENVIRONMENT | (LOOPBACK_ENVIRONMENT if is_own else {})},
+                # On a cluster of its own workers have it from the start: those that wait there already can be taken.
+                runtime_env=None if is_own else {"env_vars": WORKER_ENVIRONMENT},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 configure_logging=True,
@@ -66,6 +68,8 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
         try:
             yield capacity_of_cluster()
         finally:
+            if is_own:
+                _kill_at_shutdown()
             ray.shutdown()
 
 
@@ -103,21 +107,25 @@ def _reason(error: Exception, wanted: str) -> str:
 
 
 @contextmanager
-def _on_loopback() -> Iterator[None]:
-    """What Ray starts in the block listens on loopback alone, as it does on macOS and Windows.
+def _cluster_of_own() -> Iterator[None]:
+    """What Ray starts in the block has the workers' environment, and listens on loopback alone, as it does on macOS and
+    Windows.
 
-    This is private of Ray: `tests/integration/test_clusters.py` lists the sockets of a local sweep.
+    The latter is private of Ray: `tests/integration/test_clusters.py` lists the sockets of a local sweep.
     """
-    name, constants = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, vars(ray_constants)
-    before, environment_before = constants["ENABLE_RAY_CLUSTER"], os.environ.get(name)
-    constants["ENABLE_RAY_CLUSTER"], os.environ[name] = False, "0"  # the processes that it starts read that one
+    variables = WORKER_ENVIRONMENT | LOOPBACK_ENVIRONMENT | {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    environment, constants = dict(os.environ), vars(ray_constants)
+    setting = constants["ENABLE_RAY_CLUSTER"]
+    os.environ.update(variables)
+    constants["ENABLE_RAY_CLUSTER"] = False  # read from the environment when Ray was imported
     try:
         yield
     finally:
-        constants["ENABLE_RAY_CLUSTER"] = before
-        del os.environ[name]
-        if environment_before is not None:
-            os.environ[name] = environment_before
+        constants["ENABLE_RAY_CLUSTER"] = setting
+        for name in variables:
+            del os.environ[name]
+            if name in environment:
+                os.environ[name] = environment[name]
 
 
 @contextmanager
@@ -153,6 +161,18 @@ def _children_deaf_to_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _kill_at_shutdown() -> None:
+    """Have `ray.shutdown` kill the processes of a local cluster, instead of waiting a second for each of seven to heed
+    a SIGTERM to which they are deaf.
+
+    This is private of Ray; where it moves, a sweep ends some seconds later.
+    """
+    node: Any = getattr(ray_worker, "_global_node", None)
+    kill = getattr(node, "kill_all_processes", None)
+    if kill is not None:
+        node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
 
 
 def _address(asked: str | None) -> str:

@@ -103,8 +103,9 @@ def test_networks_are_ready_to_use(run: Run) -> None:
 
 @pytest.mark.parametrize("code", [QUIET, IN_A_THREAD], ids=["quiet", "in a thread"])
 def test_a_sweep_without_a_console(space_file: SpaceFile, tmp_path: Path, code: str) -> None:
-    output = outcome(script(code, space_file(tmp_path), tmp_path / "run", cwd=tmp_path))
-    assert output.startswith(f"Run('{tmp_path}/run': complete; 4 trials, ")
+    few = space_file(tmp_path, space={"num_heads": [1, 4]}, search={"num_trials": 2}, finalists={"max_finalists": 0})
+    output = outcome(script(code, few, tmp_path / "run", cwd=tmp_path))
+    assert output.startswith(f"Run('{tmp_path}/run': complete; 2 trials, ")
     assert len(output.splitlines()) == 1
 
 

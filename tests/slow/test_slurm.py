@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from background import PATIENCE_S, free_ports, wait_for
 from repository import ROOT
-from running_sweep import records, write_spec
+from running_sweep import SWEEP, records, write_spec
 
 STAND_INS = {
     # What it is asked to run, here; options come before that.
@@ -49,7 +49,8 @@ def job(folder: Path, nodes: int, spec: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_job_that_is_out_of_time_goes_on_in_the_next(nodes: int, tmp_path: Path) -> None:
-    spec = write_spec(tmp_path / "space.yaml", resources={"max_concurrent_trials": 2})
+    train = {**SWEEP["train"], "epochs": 40}
+    spec = write_spec(tmp_path / "space.yaml", train=train, resources={"max_concurrent_trials": 2})
 
     def said() -> str:
         return (tmp_path / "slurm.out").read_text()
