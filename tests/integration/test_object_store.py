@@ -31,7 +31,7 @@ Here = Callable[..., tuple[int, str, str]]
 NUM_TRIALS = 6
 
 SECTIONS: dict[str, Any] = {
-    "train": {"epochs": 30, "batch_size": 20, "precision": "fp32"},
+    "train": {"epochs": 10, "batch_size": 20, "precision": "fp32"},
     "search": {"sampler": "tpe", "num_trials": NUM_TRIALS, "suggestion_batch": 3},
     "finalists": {"max_finalists": 1, "seeds": [0, 1]},
     "analysis": {"permutations": 10, "readout": {"max_train_images": 50}},

@@ -49,7 +49,7 @@ def job(folder: Path, nodes: int, spec: Path) -> subprocess.Popen[bytes]:
 
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_a_job_that_is_out_of_time_goes_on_in_the_next(nodes: int, tmp_path: Path) -> None:
-    train = {**SWEEP["train"], "epochs": 40}
+    train = {**SWEEP["train"], "epochs": 16}
     spec = write_spec(tmp_path / "space.yaml", train=train, resources={"max_concurrent_trials": 2})
 
     def said() -> str:
