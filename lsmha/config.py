@@ -173,7 +173,7 @@ class DataConfig(Config):
     """Folder of the data set: the download folder (torchvision sets; default `~/.cache/lsmha-sweep/data`), the root
     with `train/` and `test/` folders of one folder per label (`imagefolder`), or the folder or file glob of Parquet
     or tar files with `train` and `test` (or `validation`) in their or their folders' names (`parquet`, `webdataset`),
-    which may be on an object store (`s3://`, `gs://`)."""
+    which may be on an object store (`s3://`, `gs://`) or on the Hugging Face hub (`hf://datasets/NAME`)."""
     download: bool = True
     """Whether a torchvision set may be downloaded when it is not under `path`."""
     img_size: int | None = Field(None, ge=4, le=1024)

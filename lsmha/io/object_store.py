@@ -18,7 +18,10 @@ from upath.extensions import ProxyUPath
 _CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
 """What stores answer where an object that must be new is there already, or comes to be there at the same moment."""
 
-_CLIENTS = ("botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec", "asyncio")
+_CLIENTS = (
+    "botocore", "aiobotocore", "s3fs", "gcsfs", "google", "aiohttp", "fsspec", "asyncio",
+    "huggingface_hub", "httpx", "httpx2", "requests",
+)  # fmt: skip
 """Packages whose errors are those of a store."""
 
 
@@ -160,7 +163,9 @@ class ObjectPath(ProxyUPath):
         """Parts, below this folder, of the path of each file in it, however deep, in order."""
         with store_errors(self):
             found = self.fs.find(self.path)
-        own = self.path.rstrip("/")
+            # The hub's listings write out, or leave away, what a name says of the revision.
+            resolve = getattr(self.fs, "resolve_path", None)
+            own = self.path.rstrip("/") if resolve is None else resolve(self.path).unresolve()
         return sorted(PurePosixPath(name).relative_to(own).parts for name in found if not name.endswith("/"))
 
 

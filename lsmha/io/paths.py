@@ -13,7 +13,9 @@ from typing_extensions import Self, TypeIs
 if TYPE_CHECKING:
     from lsmha.io.object_store import ObjectPath
 
-_DRIVERS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs")}
+_DRIVERS = {
+    "s3": ("s3fs", "s3"), "gs": ("gcsfs", "gcs"), "gcs": ("gcsfs", "gcs"), "hf": ("huggingface_hub", "hub")
+}  # fmt: skip
 """By scheme, the package that fsspec needs for it and the extra of ours that installs it."""
 
 
@@ -58,7 +60,8 @@ class RunPath(Protocol):
 
 
 def path_of(text: str) -> RunPath:
-    """The path that a user means: `scheme://bucket/key` is on an object store, all else on disk.
+    """The path that a user means: `scheme://bucket/key` is on an object store, `hf://datasets/NAME` on the Hugging Face
+    hub, all else on disk.
 
     `~` is a home folder: shells leave it alone in `--out=~/runs/a`, and in quotes.
 
@@ -72,7 +75,9 @@ def path_of(text: str) -> RunPath:
             raise ValueError(f"must begin with a home folder that there is, or with ./, but got {text!r}")
         return Path(expanded)
     if scheme not in _DRIVERS or not rest.strip("/"):
-        raise ValueError(f"must be a path, s3://bucket/folder or gs://bucket/folder, but got {text!r}")
+        raise ValueError(
+            f"must be a path, s3://bucket/folder, gs://bucket/folder or, for data, hf://datasets/NAME, but got {text!r}"
+        )
     package, extra = _DRIVERS[scheme]
     if find_spec(package) is None:
         raise ValueError(f'{scheme}:// needs {package}: pip install "lsmha-sweep[{extra}]"')

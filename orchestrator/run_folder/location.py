@@ -21,6 +21,8 @@ def location(text: str, *, field: str = "RUN") -> RunPath:
         path = path_of(text)
     except ValueError as error:
         raise UserError(f"{field}: {error}") from None
+    if is_remote(path) and path.protocol == "hf":
+        raise UserError(f"{field}: must be on disk or in a bucket, but got {text!r}: only data can be on the hub")
     if is_remote(path) and (not path.name or set(text) & set("*?[]")):
         # fsspec takes such names for patterns here and there.
         raise UserError(f"{field}: must name a bucket and a folder in it, without any of * ? [ ], but got {text!r}")
