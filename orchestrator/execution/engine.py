@@ -175,7 +175,8 @@ class TuneEngine:
         with self._queue.changed:
             self._queue.finished, self._queue.abandoned = True, abandon
             self._queue.changed.notify_all()
-        self._thread.join(5.0 if abandon else None)
+        # Were it still at work with Ray when the session leaves that, the process would end with another code.
+        self._thread.join(30.0 if abandon else None)
         self._thread = None
 
     def _started(self) -> Thread:

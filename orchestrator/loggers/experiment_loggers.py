@@ -37,7 +37,7 @@ _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "COMET_DISABLE_AUTO_LOGGING": "1",
 
 WAIT_S, BRIEF_WAIT_S = 30.0, 3.0
 """How long a session that ends waits for its loggers, and how long one that is broken off."""
-LEAVING_S = 5.0
+LEAVING_S = 30.0
 """How long a logger that is not waited for any longer may take to end the step that it is in."""
 
 

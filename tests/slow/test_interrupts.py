@@ -31,11 +31,10 @@ def started(tmp_path: Path) -> Iterator[RunningSweep]:
     ("number", "code", "whom"),
     [
         (signal.SIGINT, 130, "group"),
-        (signal.SIGINT, 130, "process"),
         (signal.SIGTERM, 143, "process"),
-        (signal.SIGTERM, 143, "group"),
+        (signal.SIGHUP, 129, "group"),
     ],
-    ids=["Ctrl-C", "kill -INT", "kill", "a job scheduler"],
+    ids=["Ctrl-C", "kill", "a terminal that is closed"],
 )
 def test_an_interrupted_sweep_says_how_it_goes_on(
     number: signal.Signals,
