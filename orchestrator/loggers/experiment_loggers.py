@@ -35,7 +35,7 @@ _ELSEWHERE = {"mlflow": "MLFLOW_TRACKING_URI", "wandb": "WANDB_DIR"}
 _QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "COMET_DISABLE_AUTO_LOGGING": "1", "COMET_LOGGING_CONSOLE": "ERROR"}
 """What packages read as they are imported, and a user may set otherwise: they send and print only what is logged."""
 
-WAIT_S, BRIEF_WAIT_S = 30.0, 3.0
+WAIT_S, BRIEF_WAIT_S = 120.0, 3.0
 """How long a session that ends waits for its loggers, and how long one that is broken off."""
 LEAVING_S = 30.0
 """How long a logger that is not waited for any longer may take to end the step that it is in."""
