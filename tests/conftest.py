@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,9 @@ TINY = {
     "finalists": {"max_finalists": 2, "seeds": [0]},
 }
 """A sweep of seconds: four configurations, of which at most two are finalists."""
+
+# Whoever runs the tests by nohup has it ignored, and so would all that they start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
