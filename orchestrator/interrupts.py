@@ -7,7 +7,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
@@ -35,7 +35,6 @@ def interrupts_as_exceptions(
         yield
         return
     received: list[int] = []
-    received_by_pipe: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP and received:  # shell and kernel both tell of a closed terminal: that is one signal
@@ -54,26 +53,7 @@ def interrupts_as_exceptions(
     os.set_blocking(writer, False)
     previous_writer = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def watch() -> None:
-        deadline = None
-        while True:
-            left = None if deadline is None else max(0, deadline - time.monotonic())
-            if not select.select([reader], [], [], left)[0]:
-                interrupted = Interrupted(received_by_pipe[0])
-                end_process(interrupted.exit_code, last_work=partial(when_stuck, interrupted))
-            numbers = os.read(reader, 64)
-            if not numbers:  # the block has ended
-                break
-            for number in numbers:
-                if number in previous and not (number == signal.SIGHUP and received_by_pipe):
-                    received_by_pipe.append(number)
-            if len(received_by_pipe) > 1:
-                end_at_once(128 + received_by_pipe[-1])
-            if received_by_pipe and deadline is None:
-                deadline = time.monotonic() + grace_s
-        os.close(reader)
-
-    threading.Thread(target=watch, name="interrupts", daemon=True).start()
+    threading.Thread(target=_watch, args=(reader, heard, when_stuck, grace_s), name="interrupts", daemon=True).start()
     try:
         yield
     except BaseException:
@@ -86,6 +66,29 @@ def interrupts_as_exceptions(
         os.close(writer)
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _watch(reader: int, heard: Collection[int], when_stuck: Callable[[Interrupted], None], grace_s: float) -> None:
+    """Read signals from the pipe until its other end is closed; end the process `grace_s` after the first one, or at
+    once with the second."""
+    received: list[int] = []
+    deadline = None
+    while True:
+        left = None if deadline is None else max(0, deadline - time.monotonic())
+        if not select.select([reader], [], [], left)[0]:
+            interrupted = Interrupted(received[0])
+            end_process(interrupted.exit_code, last_work=partial(when_stuck, interrupted))
+        numbers = os.read(reader, 64)
+        if not numbers:
+            break
+        for number in numbers:
+            if number in heard and not (number == signal.SIGHUP and received):
+                received.append(number)
+        if len(received) > 1:
+            end_at_once(128 + received[-1])
+        if received and deadline is None:
+            deadline = time.monotonic() + grace_s
+    os.close(reader)
 
 
 @contextmanager
