@@ -37,7 +37,7 @@ def interrupts_as_exceptions(
     received: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGHUP and received:  # shell and kernel both tell of a closed terminal: that is one signal
+        if _is_told_again(number, received):
             return
         received.append(number)
         if _deferred is None:
@@ -82,13 +82,18 @@ def _watch(reader: int, heard: Collection[int], when_stuck: Callable[[Interrupte
         if not numbers:
             break
         for number in numbers:
-            if number in heard and not (number == signal.SIGHUP and received):
+            if number in heard and not _is_told_again(number, received):
                 received.append(number)
         if len(received) > 1:
             end_at_once(128 + received[-1])
         if received and deadline is None:
             deadline = time.monotonic() + grace_s
     os.close(reader)
+
+
+def _is_told_again(number: int, received: Collection[int]) -> bool:
+    """Shell and kernel both tell of a closed terminal: that is one signal."""
+    return number == signal.SIGHUP and bool(received)
 
 
 @contextmanager

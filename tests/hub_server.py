@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import unquote
 
 from flask import Flask, Response, abort, jsonify, request, send_file
@@ -35,9 +35,7 @@ def _application(root: Path) -> Flask:
     def folder(name: str, revision: str) -> Path:
         found = root / unquote(revision).replace("/", "~") / name
         if not found.is_dir():
-            response = jsonify(error="Repository not found")
-            response.status_code, response.headers["X-Error-Code"] = 404, "RepoNotFound"
-            abort(response)
+            _say_missing("RepoNotFound")
         return found
 
     def entry(repository: Path, path: Path) -> dict[str, Any]:
@@ -58,9 +56,7 @@ def _application(root: Path) -> Flask:
         repository = folder(f"{user}/{name}", revision)
         below = repository / path
         if not below.is_dir():
-            response = jsonify(error="not found")
-            response.status_code, response.headers["X-Error-Code"] = 404, "EntryNotFound"
-            abort(response)
+            _say_missing("EntryNotFound")
         found = below.rglob("*") if request.args.get("recursive", "").lower() == "true" else below.iterdir()
         return jsonify([entry(repository, path) for path in sorted(found)])
 
@@ -80,6 +76,13 @@ def _application(root: Path) -> Flask:
         return response
 
     return application
+
+
+def _say_missing(code: str) -> NoReturn:
+    """Answer as the hub does where something is not there."""
+    response = jsonify(error="not found")
+    response.status_code, response.headers["X-Error-Code"] = 404, code
+    abort(response)
 
 
 def _split(rest: str) -> tuple[str, str]:

@@ -92,7 +92,7 @@ def system_config(*, dashboard: bool) -> dict[str, Any]:
         "idle_worker_killing_time_threshold_ms": 600_000,
         # Ray's own 15 has them starve as soon as other programs of the machine want the CPUs, too.
         **({} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}),
-        # The metrics port is on every interface and asks for no token.
+        # The metrics port asks for no token, so other users of the machine could read it.
         "enable_metrics_collection": dashboard,
     }
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from background import PATIENCE_S
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from worker_logs import worker_logs
@@ -30,9 +29,7 @@ def started(before: dict[str, str]) -> list[str]:
 
 def sweep(cli: Cli, space: Path, out: Path, together: int) -> tuple[pd.DataFrame, list[str]]:
     before = worker_logs()
-    result = cli(
-        "run", space, "--out", out, "--set", f"finalists.resources.max_stacked_seeds={together}", timeout=PATIENCE_S
-    )
+    result = cli("run", space, "--out", out, "--set", f"finalists.resources.max_stacked_seeds={together}")
     assert result.returncode == 0, result.stdout + result.stderr
     return pd.read_parquet(out / "finalists.parquet").set_index("id").sort_index(), started(before)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,19 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from hub_server import hub
 from huggingface_hub import HfFileSystem, constants
-from PIL import Image
+from png_images import png
 
 from lsmha.config import DataConfig
 from lsmha.data import load_dataset
 from lsmha.errors import DataError
 from orchestrator.errors import UserError
 from orchestrator.run_folder.location import location
-
-
-def png(level: int) -> bytes:
-    file = BytesIO()
-    Image.new("RGB", (8, 8), (level,) * 3).save(file, "PNG")
-    return file.getvalue()
 
 
 def write(folder: Path, *, offset: int) -> None:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from png_images import png
 
 from lsmha.config import DataConfig
 from lsmha.data import load_dataset
@@ -19,16 +20,6 @@ from lsmha.errors import DataError
 
 NAMES = ("ant", "bee", "cat")
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-
-
-def png(level, size=(8, 8), mode="RGB", mark=0):
-    """Of one color but for a corner, in which images can differ."""
-    buffer = io.BytesIO()
-    image = Image.new(mode, size, level if mode == "L" else (level, 0, 255))
-    if mode == "RGB":
-        image.putpixel((size[0] - 1, size[1] - 1), (level, mark, 255))
-    image.save(buffer, "png")
-    return buffer.getvalue()
 
 
 def write(file, labels, *, images=None, names=NAMES, image_column="img", label_column="label", extra=None):
