@@ -118,16 +118,21 @@ def main() -> None:
         "--plans", type=int, default=20, help="beside other work, of each network; half as many without"
     )
     parser.add_argument("--turns", type=int, default=5, help="of whole steps by each way")
+    parser.add_argument("--networks", nargs="+", default=[*NETWORKS], choices=[*NETWORKS])
     parser.add_argument("--out", type=Path, help="stem of the files for the results")
     options = parser.parse_args()
-    found = []
-    for name, model in NETWORKS.items():
-        steps = steps_of(model, options.turns)
+    found: list[Plans] = []
+    for name in options.networks:
+        steps = steps_of(NETWORKS[name], options.turns)
         quiet = plans_of(name, options.plans // 2)
         with all_cores_busy():
             busy = plans_of(name, options.plans)
         found.append(Plans(name, steps, quiet, busy))
         print(found[-1], flush=True)
+        report(found, options.turns).publish(options.out)  # a network takes up to half an hour
+
+
+def report(found: list[Plans], turns: int) -> Report:
     rows = [
         [
             plans.network,
@@ -145,14 +150,15 @@ def main() -> None:
         "good plans, quiet",
         f"good plans beside {os.cpu_count()} others",
     ]
-    Report(
+    return Report(
         title="Plans made beside other work",
         protocol=f"A way of training is good that takes at most {GOOD - 1:.0%} longer than the best, in steps of "
-        f"{RECIPE.batch_size} images on the quiet machine, least of {options.turns} turns, one thread.",
-        command="python benchmarks/plan_under_load.py",
+        f"{RECIPE.batch_size} images on the quiet machine, least of {turns} turns, one thread.",
+        command="python benchmarks/plan_under_load.py"
+        + ("" if len(found) == len(NETWORKS) else f" --networks {' '.join(repr(plans.network) for plans in found)}"),
         tables=[Table(header, rows)],
         results={"plans": found},
-    ).publish(options.out)
+    )
 
 
 if __name__ == "__main__":

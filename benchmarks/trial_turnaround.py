@@ -28,7 +28,7 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.connect import WORKER_ENVIRONMENT  # isort: skip - it sets what Ray reads when it is imported
+from orchestrator.cluster.local_cluster import WORKER_ENVIRONMENT  # isort: skip - it sets what Ray reads when it is imported
 
 import ray
 import ray.train
