@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from lsmha.config import AttentionKernel, ModelConfig, TrainConfig
 from lsmha.devices.hardware import supports_bf16
-from lsmha.devices.stopwatch import computing_seconds_of
+from lsmha.devices.stopwatch import computing_seconds_of, cpu_wait_s
 from lsmha.models.attention import PADDED_TO, AttentionKernels, default_kernels
 from lsmha.models.cct import CCT
 
@@ -34,6 +35,27 @@ GIVE_UP_RATIO = 2.0
 GIVE_UP_AFTER = 2
 """not before so many turns: other work of the machine falls on one of them."""
 
+PROMISE_TURNS = 2
+"""How often the way that was chosen is timed for what is to be expected of it."""
+DISTURBED = 0.25
+"""Share of the time that threads waited for CPUs from which a measurement counts as disturbed."""
+
+
+@dataclass(frozen=True)
+class Promise:
+    """What to expect of a plan."""
+
+    images_per_s: float
+    """In training, on one device that nothing else uses, at least: whole blocks of each kind are taken for as slow as
+    all that was timed together, but neither the optimizer nor the data are in it."""
+    waited: float
+    """Share of the measurement's time in which its threads waited for CPUs that others had, from 0 to 1."""
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other work had so much of the machine that the plan may not be the best one."""
+        return self.waited > DISTURBED
+
 
 @dataclass(frozen=True)
 class ComputePlan:
@@ -42,9 +64,12 @@ class ComputePlan:
     precision: Precision
     """Autocast to bfloat16, or not."""
     attention: AttentionKernels
+    promise: Promise | None = field(default=None, compare=False)
+    """What the measurement that it was made by says of it; None where there was nothing to choose, or the plan is that
+    of a run that goes on."""
 
     def to_dict(self) -> dict[str, str]:
-        """Plain values, for a checkpoint."""
+        """Plain values, for a checkpoint; without the promise, which is of this machine and hour."""
         kernels = {f"{phase}_attention": kernel for phase, kernel in self.attention._asdict().items()}
         return {"precision": self.precision, **kernels}
 
@@ -54,15 +79,32 @@ class ComputePlan:
         return cls(values["precision"], kernels)
 
 
-def plan_training(model: ModelConfig, train: TrainConfig, *, device: torch.device) -> ComputePlan:
+_plans: dict[tuple[ModelConfig, str, int, torch.device, int], ComputePlan] = {}
+"""What was measured in this process: network, precision asked for, batch size, device and threads."""
+
+
+def plan_training(
+    model: ModelConfig, train: TrainConfig, *, device: torch.device, once_more: bool = False
+) -> ComputePlan:
     """What the configurations ask for, and where they leave it open (`auto`), what is fastest on the device.
 
     Timed is a network of one block of each kind that `model` has, with its tokenizer: training steps for each precision
     that the device has arithmetic for and each attention kernel, then inference, with as many images as a batch has. It
-    takes as long as some dozen steps, and is not repeated in this process. The global random state is left as found.
+    takes as long as some dozen steps, and is repeated in this process only if it is to be made `once_more`; that plan
+    promises nothing, so it stays. The global random state is left as found.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 0
-    return _plan_training(_probe_of(model), train.precision, train.batch_size, device, threads)
+    probe = _probe_of(model)
+    asked = (probe, train.precision, train.batch_size, device, threads)
+    if once_more:
+        _plans[asked] = replace(_measured_plan(*asked), promise=None)
+    elif asked not in _plans:
+        _plans[asked] = _measured_plan(*asked)
+    plan = _plans[asked]
+    if plan.promise is None:
+        return plan
+    repeated = max(1, model.num_conv_blocks, model.depth - model.num_conv_blocks)
+    return replace(plan, promise=replace(plan.promise, images_per_s=plan.promise.images_per_s / repeated))
 
 
 def fastest_inference(
@@ -98,24 +140,28 @@ def _training_candidates(
     ]
 
 
-@lru_cache(maxsize=256)
-def _plan_training(
+def _measured_plan(
     model: ModelConfig, precision: str, batch_size: int, device: torch.device, threads: int
 ) -> ComputePlan:
     candidates = _training_candidates(model, precision, device)
+    started, waited_before = time.perf_counter(), cpu_wait_s()
     images = _images(model, batch_size, device)
     labels = torch.arange(len(images), device=device) % model.num_classes
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         network = CCT(model).to(device)
-        chosen, trained_by = fastest(
-            {candidate: partial(_train, network.train(), images, labels, *candidate) for candidate in candidates},
-            device,
-        )
+        ways = {candidate: partial(_train, network.train(), images, labels, *candidate) for candidate in candidates}
+        chosen, trained_by = fastest(ways, device)
+        promise = None
+        if len(ways) > 1:
+            with suppress(RuntimeError):  # whichever is chosen fails: that is for its user to meet
+                step_s = min(computing_seconds_of(ways[chosen, trained_by], device) for _ in range(PROMISE_TURNS))
+                waited = (cpu_wait_s() - waited_before) / ((time.perf_counter() - started) * max(1, threads))
+                promise = Promise(len(images) / step_s, min(max(waited, 0.0), 1.0))
         network.eval()
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=chosen == "bf16"):
             inference = _kernels_to_try(model, device, training=False, bf16=chosen == "bf16")
             inferred_by = fastest({kernel: partial(_infer, network, images, kernel) for kernel in inference}, device)
-    return ComputePlan(chosen, AttentionKernels(trained_by, inferred_by))
+    return ComputePlan(chosen, AttentionKernels(trained_by, inferred_by), promise)
 
 
 def fastest(candidates: Mapping[Candidate, Callable[[], None]], device: torch.device) -> Candidate:

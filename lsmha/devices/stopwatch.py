@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,18 @@ def computing_seconds_of(work: Callable[[], object], device: torch.device) -> fl
     started = time.thread_time()
     work()
     return time.thread_time() - started
+
+
+def cpu_wait_s() -> float:
+    """How long the threads of this process have been ready to compute while others had the CPUs, in seconds, summed
+    over those that there are now; 0 where the kernel does not say (`/proc/self/task/*/schedstat`, Linux)."""
+    waited_ns = 0
+    for schedstat in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            waited_ns += int(schedstat.read_text().split()[1])
+        except (OSError, IndexError, ValueError):  # the thread has ended, or the kernel keeps no such count
+            continue
+    return waited_ns / 1e9
 
 
 def _synchronize(device: torch.device) -> None:

@@ -25,6 +25,12 @@ from lsmha.training.optimization import build_optimizer
 from lsmha.training.ranks import Ranks
 from lsmha.training.seeding import seeded
 
+SLOW_EPOCHS = 2
+"""After so many epochs a plan is held against what it promised."""
+FAR_UNDER = 1 / 5
+"""Part of the promised images per second below which each of these epochs was too slow to be right. Between them are
+optimizer and data, and, on a machine with three times as much to do as it has CPUs for, the others' share."""
+
 
 @dataclass(frozen=True)
 class EpochMetrics:
@@ -84,7 +90,8 @@ class TrainState:
             if train_config.ema_decay
             else None
         )
-        self.use_plan(self._plan_of_rank_0(memory))
+        self._memory = memory
+        self.use_plan(self._plan_of_rank_0())
         self.epoch = 0
         """Epochs done."""
         self.history: list[EpochMetrics] = []
@@ -101,11 +108,29 @@ class TrainState:
 
     def use_plan(self, plan: ComputePlan) -> None:
         """Compute as planned from now on."""
+        self._epochs_by_plan = 0
         self.plan = plan
         """How the run is computed: as its first part was, if it went on from a checkpoint."""
         self.model.use_kernels(plan.attention)
         if self._average is not None:
             self.evaluated_model.use_kernels(plan.attention)
+
+    def reconsider_plan(self) -> bool:
+        """Measure once more how to compute, where the run stayed far under what its plan promised: after the
+        `SLOW_EPOCHS`-th epoch by it, and not again. To be called after each epoch, by all ranks.
+
+        Returns:
+            Whether it was measured.
+        """
+        self._epochs_by_plan += 1
+        if self.plan.promise is None or self._epochs_by_plan != SLOW_EPOCHS:
+            return False
+        best = max(metrics.images_per_s for metrics in self.history[-SLOW_EPOCHS:])
+        slow = best < FAR_UNDER * self.ranks.world_size * self.plan.promise.images_per_s
+        if not self.ranks.of_rank_0(slow, self.device):
+            return False
+        self.use_plan(self._plan_of_rank_0(once_more=True))
+        return True
 
     def update_average(self) -> None:
         """Let the moving average, where there is one, take note of a step."""
@@ -221,11 +246,11 @@ class TrainState:
             "data": f"{self.dataset.name}, {len(self.dataset.train)} images, {self.dataset.fingerprint}",
         }
 
-    def _plan_of_rank_0(self, memory: int | None) -> ComputePlan:
+    def _plan_of_rank_0(self, *, once_more: bool = False) -> ComputePlan:
         plan: ComputePlan | MemoryShortageError | None = None
         if self.ranks.leads:
             try:
-                plan = self._fitting_plan(memory)
+                plan = self._fitting_plan(once_more=once_more)
             except MemoryShortageError as error:
                 plan = error  # for all ranks: they would wait for this one
         plan = self.ranks.of_rank_0(plan, self.device)
@@ -234,12 +259,14 @@ class TrainState:
         assert plan is not None
         return plan
 
-    def _fitting_plan(self, memory: int | None) -> ComputePlan:
-        plan = plan_training(self.model_config, self.config, device=self.device)
-        if memory is None:
+    def _fitting_plan(self, *, once_more: bool) -> ComputePlan:
+        plan = plan_training(self.model_config, self.config, device=self.device, once_more=once_more)
+        if self._memory is None:
             return plan
         images = self.config.batch_size // self.ranks.world_size
-        return fitting_plan(plan, self.model_config, self.config, images=images, device=self.device, memory=memory)
+        return fitting_plan(
+            plan, self.model_config, self.config, images=images, device=self.device, memory=self._memory
+        )
 
     def _describe_divergence(self, name: str, value: float) -> str:
         return (

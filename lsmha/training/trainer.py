@@ -95,7 +95,7 @@ class Trainer:
 
     def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:
         state, config = self.state, self.state.config
-        if self._forward is None or self._planned is not state.plan:
+        if self._forward is None or self._planned != state.plan:
             self._forward, self._planned = self._forward_for(inputs), state.plan
         # A CUDA graph has its own casts of the weights: none are remembered outside it.
         remember = config.mode != "cuda-graph"
@@ -151,6 +151,7 @@ def train(
         trainer.resume(resume_from, on_damage=on_damage)
     while state.epoch < train_config.epochs:
         metrics = trainer.run_epoch()
+        state.reconsider_plan()
         if on_epoch_end is not None:
             on_epoch_end(state, metrics)
     return state

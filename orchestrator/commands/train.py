@@ -24,6 +24,7 @@ from orchestrator.errors import ExitCode, UserError
 from orchestrator.execution.engine import TuneEngine
 from orchestrator.execution.training_job import (
     Completed,
+    Disturbed,
     EpochEnded,
     Failed,
     TrainingEvent,
@@ -108,6 +109,8 @@ class _Outcome:
                 )
             case Warned():
                 self._terminal.insist(event.message)
+            case Disturbed():
+                self._terminal.say(event.message)
             case Completed():
                 self.result = event.result
             case Failed():

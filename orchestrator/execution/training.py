@@ -16,6 +16,7 @@ from lsmha.training import StackedTrainer, Trainer, TrainState
 from lsmha.training.saved import save_logits, save_model
 from orchestrator.execution.training_job import (
     Completed,
+    Disturbed,
     EpochEnded,
     Failed,
     Metrics,
@@ -54,11 +55,16 @@ def _train_one(job: TrainingJob, dataset: Dataset, device: torch.device) -> Iter
         trainer = Trainer(job.model, job.train, dataset, device=device, memory=free_memory(device))
         trainer.resume(job.checkpoint, on_damage=lambda damage: events.append(Warned(job.id, damage)))
         state = trainer.state
+        events += _disturbances(job, state)
         if 0 < state.epoch < job.last_epoch:
             yield [*events, _resumed(job, state)]
             events = []
         while state.epoch < job.last_epoch:
             metrics = trainer.run_epoch()
+            if state.reconsider_plan():
+                events.append(
+                    Disturbed(job.id, f"trained far slower than expected, so {_plan(state)} measured once more")
+                )
             if state.ranks.leads:
                 state.save(job.checkpoint)
             events.append(EpochEnded(job.id, metrics.asdict(), _peak_memory_gib(device), utilization.read()))
@@ -97,6 +103,7 @@ class _Stack(NamedTuple):
 
 def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.device) -> Iterator[list[TrainingEvent]]:
     trainer, events = stack
+    events += [event for job, state in zip(jobs, trainer.states, strict=True) for event in _disturbances(job, state)]
     utilization = UtilizationMeter(device)
     failed: set[str] = set()
 
@@ -126,6 +133,18 @@ def _train_stack(stack: _Stack, jobs: Sequence[TrainingJob], device: torch.devic
         if job.id not in failed:
             events.append(Completed(job.id, _result(state, job)))
     yield events
+
+
+def _disturbances(job: TrainingJob, state: TrainState) -> list[TrainingEvent]:
+    promise = state.plan.promise
+    if promise is None or not promise.disturbed:
+        return []
+    busy = f"beside other work, which had the CPUs {promise.waited:.0%} of the time"
+    return [Disturbed(job.id, f"{_plan(state)} chosen {busy}")]
+
+
+def _plan(state: TrainState) -> str:
+    return f"precision {state.plan.precision} and attention {state.plan.attention.training} were"
 
 
 def _resumed(job: TrainingJob, state: TrainState) -> Resumed:

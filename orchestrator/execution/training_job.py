@@ -101,6 +101,15 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Disturbed:
+    """Other work of the machine had a part in how a job is computed."""
+
+    job_id: str
+    message: str
+    """One line."""
+
+
+@dataclass(frozen=True)
 class Completed:
     """A job trained to its end."""
 
@@ -132,7 +141,7 @@ class Failed:
     failure: Failure
 
 
-TrainingEvent = Started | Resumed | EpochEnded | Warned | Completed | Stopped | Paused | Failed
+TrainingEvent = Started | Resumed | EpochEnded | Warned | Disturbed | Completed | Stopped | Paused | Failed
 
 EventCallback = Callable[[TrainingEvent], None]
 """Told what happens to jobs, in order."""

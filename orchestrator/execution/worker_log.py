@@ -16,6 +16,7 @@ from ray import _raylet
 
 from orchestrator.execution.training_job import (
     Completed,
+    Disturbed,
     EpochEnded,
     Failed,
     Paused,
@@ -49,6 +50,8 @@ def log_event(event: TrainingEvent) -> None:
             log(event.job_id, _shown({**event.metrics, **device}))
         case Warned():
             log(event.job_id, f"warning {event.message}")
+        case Disturbed():
+            log(event.job_id, f"disturbed {event.message}")
         case Completed(_, result):
             last = result.curve[-1] if result.curve else {}
             how = {"precision": result.precision, "attention": result.attention, "train_device": result.device}

@@ -13,6 +13,7 @@ from lsmha.training.checkpoints import remove_checkpoint
 from lsmha.training.saved import logits_path
 from orchestrator.execution.training_job import (
     Completed,
+    Disturbed,
     EpochEnded,
     Failed,
     Metrics,
@@ -87,6 +88,7 @@ class Recorder:
     ) -> None:
         self._entries, self._progress, self._metrics, self._loggers = entries, progress, metrics, loggers
         self._workers, self._add = workers, add
+        self._disturbance_was_told = False
 
     def __call__(self, event: TrainingEvent) -> None:
         """Something happened to a job."""
@@ -106,6 +108,8 @@ class Recorder:
                     self._loggers.epoch_ended(event.job_id, metrics)
             case Warned():
                 self._progress.say(f"{event.job_id}: {event.message}")
+            case Disturbed():
+                self._say_once(f"{event.job_id}: {event.message}; of others the workers' logs tell")
             case Completed():
                 self._end(entry, event.result)
             case Stopped():
@@ -114,6 +118,12 @@ class Recorder:
                 self._end_early(entry, "paused", event.curve)
             case Failed():
                 self.fail(event.job_id, event.failure)
+
+    def _say_once(self, disturbance: str) -> None:
+        # On a busy machine it is the same with every network.
+        if not self._disturbance_was_told:
+            self._progress.say(disturbance)
+        self._disturbance_was_told = True
 
     def fail(self, job_id: str, failure: Failure) -> None:
         """Record that a job failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
@@ -12,7 +13,7 @@ from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
 from lsmha.config import AttentionKernel
 from lsmha.devices import compute_plan
-from lsmha.devices.compute_plan import ComputePlan, fastest, fastest_inference, plan_training
+from lsmha.devices.compute_plan import ComputePlan, Promise, fastest, fastest_inference, plan_training
 from lsmha.models import CCT
 from lsmha.models.attention import AttentionKernels
 from lsmha.training import Trainer, TrainState, train
@@ -101,7 +102,7 @@ def _asked_of(monkeypatch: pytest.MonkeyPatch) -> list[list[object]]:
         return list(candidates)[-1]
 
     monkeypatch.setattr(compute_plan, "fastest", last)
-    compute_plan._plan_training.cache_clear()
+    compute_plan._plans.clear()
     return asked
 
 
@@ -149,7 +150,7 @@ def test_heads_of_whole_registers_are_not_padded(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_real_measurement_leaves_the_random_state() -> None:
-    compute_plan._plan_training.cache_clear()
+    compute_plan._plans.clear()
     torch.manual_seed(7)
     before = torch.get_rng_state()
     model = tiny_model(attention="auto", attn_drop=0.5, num_conv_blocks=1)
@@ -165,12 +166,12 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     recipe = tiny_recipe(precision="auto", epochs=2, ema_decay=0.9)
     first = ComputePlan("bf16", AttentionKernels("sdpa-padded", "materialized"))
     second = ComputePlan("fp32", AttentionKernels("materialized", "sdpa"))
-    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, device: first)
+    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, **__: first)
     begun = Trainer(model, recipe, dataset, device=CPU)
     begun.run_epoch()
     begun.state.save(tmp_path / "run.pt")
     begun.run_epoch()
-    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, device: second)
+    monkeypatch.setattr("lsmha.training.state.plan_training", lambda *_, **__: second)
     assert TrainState(model, recipe, dataset, device=CPU).plan == second
     ended = train(model, recipe, dataset, device=CPU, resume_from=tmp_path / "run.pt")
     assert ended.plan == first
@@ -178,6 +179,79 @@ def test_a_run_goes_on_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert _kernels_of(network) == {first.attention}
     assert ended.history[-1].train_loss == begun.state.history[-1].train_loss
     assert ended.history[-1].val_loss == begun.state.history[-1].val_loss
+
+
+def test_a_plan_promises_what_was_measured() -> None:
+    compute_plan._plans.clear()
+    recipe = tiny_recipe(precision="auto")
+    shallow, deep = (
+        plan_training(tiny_model(attention="auto", depth=depth), recipe, device=CPU).promise for depth in (1, 4)
+    )
+    assert shallow is not None
+    assert deep is not None
+    assert shallow.images_per_s == 4 * deep.images_per_s > 0
+    assert 0 <= shallow.waited <= 1
+    settings = tiny_recipe(precision="fp32")
+    assert plan_training(tiny_model(attention="sdpa"), settings, device=CPU).promise is None
+    again = plan_training(tiny_model(attention="auto"), recipe, device=CPU, once_more=True)
+    assert again.promise is None
+    assert plan_training(tiny_model(attention="auto"), recipe, device=CPU) is again
+
+
+def test_where_no_way_works_the_default_is_planned_and_promises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_plan._plans.clear()
+
+    def fails(*_: object) -> None:
+        raise torch.OutOfMemoryError("too large")
+
+    monkeypatch.setattr(compute_plan, "_train", fails)
+    monkeypatch.setattr(compute_plan, "supports_bf16", lambda device: False)
+    plan = plan_training(tiny_model(attention="auto"), tiny_recipe(precision="auto"), device=CPU)
+    assert (plan.precision, plan.attention.training, plan.promise) == ("fp32", "materialized", None)
+    compute_plan._plans.clear()
+
+
+@pytest.mark.parametrize(("waited", "disturbed"), [(0.0, False), (0.1, False), (0.4, True)])
+def test_a_plan_knows_of_other_work(waited: float, disturbed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute_plan._plans.clear()
+    began = time.perf_counter()
+    monkeypatch.setattr(compute_plan, "cpu_wait_s", lambda: waited * (time.perf_counter() - began))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    promise = plan_training(tiny_model(attention="auto"), tiny_recipe(precision="auto"), device=CPU).promise
+    assert promise is not None
+    assert promise.disturbed == disturbed
+    assert promise.waited == pytest.approx(waited, abs=0.05)
+
+
+@pytest.mark.parametrize(("images_per_s", "measured"), [(1e12, True), (1e-12, False), (None, False)])
+def test_a_run_far_slower_than_promised_is_planned_once_more(
+    images_per_s: float | None, measured: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promise = None if images_per_s is None else Promise(images_per_s, 0.0)
+    first = ComputePlan("fp32", AttentionKernels("sdpa", "sdpa"), promise)
+    second = ComputePlan("bf16", AttentionKernels("materialized", "sdpa"))
+    asked: list[bool] = []
+
+    def plan(*_: object, device: torch.device, once_more: bool) -> ComputePlan:
+        asked.append(once_more)
+        return second if once_more else first
+
+    monkeypatch.setattr("lsmha.training.state.plan_training", plan)
+    trainer = Trainer(tiny_model(attention="auto"), tiny_recipe(epochs=6), tiny_dataset(), device=CPU)
+    outcomes, plans = [], []
+    for _ in range(5):
+        trainer.run_epoch()
+        outcomes.append(trainer.state.reconsider_plan())
+        plans.append(trainer.state.plan)
+    assert outcomes == [False, measured, False, False, False]
+    assert plans == [first, *[second if measured else first] * 4]
+    assert asked == [False, True] if measured else [False]
+    assert _kernels_of(trainer.state.model) == {plans[-1].attention}
+    trainer.state.save(tmp_path / "run.pt")
+    resumed = Trainer(tiny_model(attention="auto"), tiny_recipe(epochs=6), tiny_dataset(), device=CPU)
+    resumed.resume(tmp_path / "run.pt", on_damage=pytest.fail)
+    assert resumed.state.plan == plans[-1]
+    assert resumed.run_epoch().train_loss == trainer.run_epoch().train_loss
 
 
 def _kernels_of(network: CCT) -> set[AttentionKernels | None]:

@@ -9,9 +9,19 @@ import pytest
 import torch
 from tiny_data import tiny_dataset, tiny_model, tiny_recipe
 
+from lsmha.devices.compute_plan import ComputePlan, Promise
+from lsmha.models.attention import AttentionKernels
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.execution.training import train_jobs
-from orchestrator.execution.training_job import Completed, EpochEnded, Resumed, TrainingEvent, TrainingJob, Warned
+from orchestrator.execution.training_job import (
+    Completed,
+    Disturbed,
+    EpochEnded,
+    Resumed,
+    TrainingEvent,
+    TrainingJob,
+    Warned,
+)
 
 
 def job(folder: Path, name: str = "a", *, seed: int = 0, epochs: int = 3) -> TrainingJob:
@@ -71,6 +81,24 @@ def test_damage_is_told_before_the_first_epoch(tmp_path: Path) -> None:
     assert isinstance(first[0], Warned)
     assert "a.pt is damaged" in first[0].message
     assert [type(event) for event in first[1:]] == [Resumed]
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_a_plan_made_beside_other_work_is_told(seeds: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = ComputePlan("fp32", AttentionKernels("sdpa", "sdpa"), Promise(1e12, waited=0.42))
+    again = ComputePlan("fp32", AttentionKernels("materialized", "sdpa"))
+    monkeypatch.setattr(
+        "lsmha.training.state.plan_training", lambda *_, device, once_more: again if once_more else busy
+    )
+    jobs = [job(tmp_path, name, seed=seed) for seed, name in enumerate("ab"[:seeds])]
+    found = [
+        [event.message for event in events if isinstance(event, Disturbed)]
+        for events in told(*jobs)
+    ]  # fmt: skip
+    at_first = "precision fp32 and attention sdpa were chosen beside other work, which had the CPUs 42% of the time"
+    later = "trained far slower than expected, so precision fp32 and attention materialized were measured once more"
+    # Stacked seeds share one step, of which no plan promises anything.
+    assert found == ([[at_first], [later], []] if seeds == 1 else [[at_first] * 2, [], []])
 
 
 def test_seeds_are_trained_together(tmp_path: Path) -> None:

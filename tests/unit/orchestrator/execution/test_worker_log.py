@@ -7,7 +7,15 @@ import re
 import pytest
 from ray import _raylet
 
-from orchestrator.execution.training_job import Completed, EpochEnded, Failed, Started, TrainingResult, Warned
+from orchestrator.execution.training_job import (
+    Completed,
+    Disturbed,
+    EpochEnded,
+    Failed,
+    Started,
+    TrainingResult,
+    Warned,
+)
 from orchestrator.execution.worker_log import log_event, shown_as
 from orchestrator.failures import Failure
 
@@ -29,12 +37,14 @@ def test_a_line_for_each_event(capsys: pytest.CaptureFixture[str]) -> None:
         log_event(Started("t0007"))
         log_event(EpochEnded("t0007", metrics, gpu_memory_gib=1.5, utilization=0.5))
         log_event(Warned("t0007", "a file\nis damaged"))
+        log_event(Disturbed("t0007", "chosen beside other work"))
         log_event(Completed("t0007", TrainingResult(curve, "fp32", "sdpa", "cpu", {"test_accuracy": 0.5})))
         log_event(Failed("t0007", Failure("no more", "diverged")))
     assert lines(capsys) == [
         "started",
         "epoch=1 val_accuracy=0.12346 images_per_s=not a number gpu_memory_gib=1.5 utilization=0.5",
         "warning a file is damaged",
+        "disturbed chosen beside other work",
         "completed epoch=2 val_loss=1 precision=fp32 attention=sdpa train_device=cpu test_accuracy=0.5",
         "failed no more",
     ]

@@ -12,6 +12,7 @@ from lsmha.config import ModelConfig, TrainConfig
 from lsmha.training.checkpoints import checkpoint_files
 from orchestrator.execution.training_job import (
     Completed,
+    Disturbed,
     EpochEnded,
     Failed,
     Paused,
@@ -141,6 +142,15 @@ def epoch(number: int, **changed: Any) -> dict[str, Any]:
 
 def result(*curve: dict[str, Any], **test: Any) -> TrainingResult:
     return TrainingResult(curve, "fp32", "sdpa", "cpu", test or None)
+
+
+def test_other_work_of_the_machine_is_told_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Progress, "say", lambda self, text: said.append(text))
+    recorded = Recorded(tmp_path)
+    for waited in ("40 %", "50 %"):
+        recorded.recorder(Disturbed("t0000", f"chosen beside other work, {waited}"))
+    assert said == ["t0000: chosen beside other work, 40 %; of others the workers' logs tell"]
 
 
 def test_a_completed_job(tmp_path: Path) -> None:
