@@ -123,14 +123,33 @@ class ModelConfig(Config):
         return int(round(self.embed_dim * self.mlp_ratio, 6))  # rounded first: 100 * 0.29 is 28.999999999999996
 
     @property
+    def conv_channels(self) -> list[int]:
+        """Channels before and after each convolution of the tokenizer."""
+        return [self.in_channels, *[self.tokenizer_dim] * (self.num_tokenizer_convs - 1), self.embed_dim]
+
+    @property
+    def conv_stride(self) -> int:
+        """Stride of the tokenizer's convolutions, as published."""
+        return max(1, self.kernel_size // 2 - 1)
+
+    @property
+    def conv_padding(self) -> int:
+        """Padding of the tokenizer's convolutions, as published."""
+        return max(1, self.kernel_size // 2)
+
+    @property
+    def conv_sides(self) -> list[int]:
+        """Side of the grid after each convolution of the tokenizer; the pooling that follows halves it, rounded up."""
+        side, sides = self.img_size, []
+        for _ in range(self.num_tokenizer_convs):
+            sides.append((side + 2 * self.conv_padding - self.kernel_size) // self.conv_stride + 1)
+            side = -(-sides[-1] // 2)
+        return sides
+
+    @property
     def grid_size(self) -> int:
         """Tokens along one side of the image after the tokenizer."""
-        size = self.img_size
-        stride, padding = max(1, self.kernel_size // 2 - 1), max(1, self.kernel_size // 2)
-        for _ in range(self.num_tokenizer_convs):
-            size = (size + 2 * padding - self.kernel_size) // stride + 1
-            size = (size + 2 - 3) // 2 + 1
-        return size
+        return -(-self.conv_sides[-1] // 2)
 
     @property
     def num_tokens(self) -> int:

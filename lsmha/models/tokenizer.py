@@ -20,18 +20,16 @@ class Tokenizer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        kernel_size = config.kernel_size
-        stride, padding = max(1, kernel_size // 2 - 1), max(1, kernel_size // 2)
-        inner = [config.tokenizer_dim] * (config.num_tokenizer_convs - 1)
-        channels = [config.in_channels, *inner, config.embed_dim]
         self.conv_layers = nn.Sequential(
             *(
                 nn.Sequential(
-                    nn.Conv2d(c_in, c_out, kernel_size, stride=stride, padding=padding, bias=False),
+                    nn.Conv2d(
+                        c_in, c_out, config.kernel_size, config.conv_stride, padding=config.conv_padding, bias=False
+                    ),
                     nn.MaxPool2d(3, stride=2, padding=1),
                     nn.ReLU(inplace=True),
                 )
-                for c_in, c_out in pairwise(channels)
+                for c_in, c_out in pairwise(config.conv_channels)
             )
         )
 
