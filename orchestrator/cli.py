@@ -7,6 +7,7 @@ torch and Ray, which take seconds to load.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from pathlib import Path
@@ -326,6 +327,8 @@ def bench(
 def main() -> None:
     """Entry point: every foreseeable failure is one line on standard error and an exit code of its own."""
     bear_with_readers()
+    # It warns of a home that cannot be written, and does without.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         code = app(standalone_mode=False)
     except SweepError as error:

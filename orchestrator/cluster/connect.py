@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray._private import ray_constants
-from ray._private import worker as ray_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
 from orchestrator.cluster.capacity import Capacity, capacity_of_cluster
 from orchestrator.cluster.guard import cluster_guard
-from orchestrator.cluster.loss import answers
-from orchestrator.cluster.private_folder import make_token, ray_folder
+from orchestrator.cluster.local_cluster import (
+    WORKER_ENVIRONMENT,
+    children_deaf_to_signals,
+    kill_at_shutdown,
+    local_settings,
+    starting_here,
+)
+from orchestrator.cluster.loss import answers, connection_to
 from orchestrator.errors import UserError
-
-WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
-LOOPBACK_ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
-"""For ranks of one machine: what they tell one another is nobody else's business."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +47,9 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
     """
     wanted = _address(cluster.address)
     is_own = wanted == "local"
-    own = _settings_of_own(cluster) if is_own else {}
+    own = local_settings(dashboard=cluster.dashboard) if is_own else {}
     try:
-        with _children_deaf_to_signals(), _cluster_of_own() if is_own else _standard_error_hushed():
+        with children_deaf_to_signals(), starting_here() if is_own else _standard_error_hushed():
             ray.init(
                 address=wanted,
                 # On a cluster of its own workers have it from the start: those that wait there already can be taken.
@@ -63,38 +60,15 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
                 **own,
             )
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
-        raise UserError(f"--address: no Ray cluster can be joined at {wanted!r}: {_reason(error, wanted)}") from None
+        what = "no Ray cluster can be started here" if is_own else f"no Ray cluster can be joined at {wanted!r}"
+        raise UserError(f"--address: {what}: {_reason(error, wanted)}") from None
     with cluster_guard() if is_own else nullcontext():
         try:
             yield capacity_of_cluster()
         finally:
             if is_own:
-                _kill_at_shutdown()
+                kill_at_shutdown()
             ray.shutdown()
-
-
-def _settings_of_own(cluster: ClusterChoice) -> dict[str, Any]:
-    """What a cluster is started with; raises what `ray_folder` and `make_token` do."""
-    folder = ray_folder()
-    make_token(folder.parent)
-    return {
-        "_temp_dir": str(folder),
-        "include_dashboard": cluster.dashboard,
-        "dashboard_host": "127.0.0.1",
-        "_system_config": system_config(dashboard=cluster.dashboard),
-    }
-
-
-def system_config(*, dashboard: bool) -> dict[str, Any]:
-    """What Ray's own processes do differently on a cluster that is started for one sweep."""
-    return {
-        # Ray ends worker processes that were idle for a second; theirs is all that makes the next trial start at once.
-        "idle_worker_killing_time_threshold_ms": 600_000,
-        # Ray's own 15 has them starve as soon as other programs of the machine want the CPUs, too.
-        **({} if "RAY_worker_niceness" in os.environ else {"worker_niceness": 0}),
-        # The metrics port asks for no token, so other users of the machine could read it.
-        "enable_metrics_collection": dashboard,
-    }
 
 
 def _reason(error: Exception, wanted: str) -> str:
@@ -104,28 +78,6 @@ def _reason(error: Exception, wanted: str) -> str:
     if "Version mismatch" in str(error):  # both lists of versions are what one needs
         return " ".join(str(error).split())
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _cluster_of_own() -> Iterator[None]:
-    """What Ray starts in the block has the workers' environment, and listens on loopback alone, as it does on macOS and
-    Windows.
-
-    The latter is private of Ray: `tests/integration/test_clusters.py` lists the sockets of a local sweep.
-    """
-    variables = WORKER_ENVIRONMENT | LOOPBACK_ENVIRONMENT | {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
-    environment, constants = dict(os.environ), vars(ray_constants)
-    setting = constants["ENABLE_RAY_CLUSTER"]
-    os.environ.update(variables)
-    constants["ENABLE_RAY_CLUSTER"] = False  # read from the environment when Ray was imported
-    try:
-        yield
-    finally:
-        constants["ENABLE_RAY_CLUSTER"] = setting
-        for name in variables:
-            del os.environ[name]
-            if name in environment:
-                os.environ[name] = environment[name]
 
 
 @contextmanager
@@ -148,33 +100,6 @@ def on_this_node() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-@contextmanager
-def _children_deaf_to_signals() -> Iterator[None]:
-    """Processes started in the block take no SIGTERM and no SIGHUP, as Ray's take no SIGINT; `ray.shutdown` ends them
-    all the same.
-
-    Job schedulers and terminals signal the whole process group. A local cluster that ends before its driver leaves that
-    driver waiting, in compiled code, for replies that never come.
-    """
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def _kill_at_shutdown() -> None:
-    """Have `ray.shutdown` kill the processes of a local cluster, instead of waiting a second for each of seven to heed
-    a SIGTERM to which they are deaf.
-
-    This is private of Ray; where it moves, a sweep ends some seconds later.
-    """
-    node: Any = getattr(ray_worker, "_global_node", None)
-    kill = getattr(node, "kill_all_processes", None)
-    if kill is not None:
-        node.kill_all_processes = lambda **_: kill(check_alive=False, allow_graceful=False)
-
-
 def _address(asked: str | None) -> str:
     """Where to join a cluster, or `local` to start one.
 
@@ -193,9 +118,30 @@ def _address(asked: str | None) -> str:
                 f"{setting}: auto needs a Ray cluster that `ray start --head` started here, but none answers"
             )
         return found
-    if wanted != "local" and not answers(wanted):
+    if wanted == "local":
+        return wanted
+    if "://" in wanted:
+        raise UserError(
+            f"{setting}: must be host:port of a running Ray cluster, as `ray start` says it, but is {wanted!r}"
+        )
+    if not answers(wanted):
         raise UserError(f"{setting}: must be host:port of a running Ray cluster, but nothing answers at {wanted!r}")
+    if _is_web_server(wanted):
+        raise UserError(
+            f"{setting}: must be host:port of a running Ray cluster, mostly port 6379, but web pages are served at "
+            f"{wanted!r}, as by Ray's dashboard"
+        )
     return wanted
+
+
+def _is_web_server(address: str) -> bool:
+    """Whether HTTP/1 is spoken at `host:port`; Ray itself would try to join for minutes."""
+    try:
+        with connection_to(address) as connection:
+            connection.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return connection.recv(7) == b"HTTP/1."
+    except OSError:
+        return False
 
 
 def _running_here() -> str | None:

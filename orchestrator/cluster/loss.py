@@ -75,11 +75,21 @@ def exit_on_cluster_loss(advice: str, *, when_lost: Callable[[], None] = lambda:
 
 def answers(address: str) -> bool:
     """Whether something listens at `host:port`; nothing does where it reads otherwise. Ray itself tries for minutes."""
+    try:
+        with connection_to(address):
+            return True
+    except (OSError, OverflowError, ValueError):
+        return False
+
+
+def connection_to(address: str) -> socket.socket:
+    """A connection to `host:port`, which waits for three seconds at most.
+
+    Raises:
+        OSError: Nothing listens there.
+        OverflowError, ValueError: It is no address.
+    """
     host, _, port = address.rpartition(":")
     if not port.isdecimal():
-        return False
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
-            return True
-    except (OSError, OverflowError):
-        return False
+        raise ValueError(f"{address!r} has no port")
+    return socket.create_connection((host.strip("[]"), int(port)), timeout=3)

@@ -18,6 +18,7 @@ from types import TracebackType
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from typing_extensions import Self
 
 from lsmha.io.paths import RunPath
@@ -187,6 +188,8 @@ class TuneEngine:
 
     def _fit(self) -> None:
         os.environ.update(SETTINGS)
+        # To count who uses which logger, Ray Tune would import MLflow and W&B wherever they are installed: seconds.
+        usage.tag_callbacks = lambda callbacks: False
         scheduler = WarmScheduler(self._queue)
         try:
             trainable = tune.with_parameters(TrainingTrial, arrays=[self._arrays], storage=self._storage)

@@ -45,17 +45,10 @@ def head() -> Iterator[dict[str, str]]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.mark.parametrize("how", ["option", "environment", "found"])
-def test_a_running_cluster_is_joined(
-    head: dict[str, str], how: str, alone: Cli, space_file: SpaceFile, tmp_path: Path
+def test_a_running_cluster_is_found_and_joined(
+    head: dict[str, str], alone: Cli, space_file: SpaceFile, tmp_path: Path
 ) -> None:
-    option = ["--address", head["address"]] if how == "option" else []
-    environment = {
-        "option": {},
-        "environment": {"RAY_ADDRESS": head["address"]},
-        "found": {"RAY_TMPDIR": head["folder"]},
-    }[how]
-    result = alone("run", space_file(tmp_path), "--dry-run", *option, env=NO_TOKEN | environment)
+    result = alone("run", space_file(tmp_path), "--dry-run", env=NO_TOKEN | {"RAY_TMPDIR": head["folder"]})
     assert result.returncode == 0, result.stderr
     assert "cluster: 3 CPU(s) and 0 GPU(s) on 1 node(s)" in result.stdout
 
@@ -86,14 +79,14 @@ def test_a_sweep_leaves_the_cluster_that_it_joined_running(
     head: dict[str, str], alone: Cli, space_file: SpaceFile, tmp_path: Path
 ) -> None:
     spec = space_file(tmp_path, space={"num_heads": [4]}, finalists={"max_finalists": 0})
-    for name in ("first", "second"):
-        result = alone("run", spec, "--out", tmp_path / name, "--address", head["address"], env=NO_TOKEN)
+    for how in (["--out", tmp_path / "run"], ["--dry-run"]):
+        result = alone("run", spec, *how, "--address", head["address"], env=NO_TOKEN)
         assert result.returncode == 0, result.stdout + result.stderr
-        assert (tmp_path / name / "summary.json").exists()
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "ray://"])
-def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path, address: str) -> None:
+def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+    address = "127.0.0.1:1"
     result = alone("run", space_file(tmp_path), "--out", tmp_path / "run", "--address", address, env=NO_TOKEN)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
@@ -122,19 +115,32 @@ def test_a_local_sweep_listens_on_loopback_alone(tmp_path: Path) -> None:
     assert {name for address, name in listening if not address.is_loopback} == {"ray::RayTrainWorker"}
 
 
-def test_workers_of_a_local_cluster_have_the_priority_of_whoever_started_it() -> None:
+SLOW = """
+import sys, time
+if any(argument.endswith(("dashboard/agent.py", "runtime_env/agent/main.py")) for argument in sys.orig_argv):
+    time.sleep(20)
+"""
+
+
+def test_a_local_cluster_starts_on_a_busy_machine_and_its_workers_have_the_priority_of_whoever_started_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(SLOW)  # Ray ends a node whose agents do not tell it their ports in 15 s
     script = (
         "import os, ray\n"
         "from orchestrator.cluster.connect import ClusterChoice, connect\n"
-        "os.nice(5 - os.nice(0))\n"
+        "os.nice(1)\n"
         "with connect(ClusterChoice('local')):\n"
-        "    print(ray.get(ray.remote(lambda: os.nice(0)).remote()))"
+        "    print(os.nice(0), ray.get(ray.remote(lambda: os.nice(0)).remote()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, **NO_TOKEN}, capture_output=True, text=True, check=True, timeout=PATIENCE_S,
+        env={**os.environ, **NO_TOKEN, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=PATIENCE_S,
     )  # fmt: skip
-    assert done.stdout.split() == ["5"]
+    assert done.returncode == 0, done.stderr
+    of_driver, of_worker = map(int, done.stdout.split())
+    assert of_driver == of_worker > 0
 
 
 def _address(text: str) -> IPv4Address | IPv6Address:

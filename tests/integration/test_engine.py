@@ -132,3 +132,11 @@ def test_more_jobs_come_whenever_one_has_left(engine: TuneEngine, tmp_path: Path
     engine.train(more(), events.append, resources=ResourcesConfig(), concurrency=1, more=more)
     assert [event.job_id for event in events if isinstance(event, Completed)] == ["a", "b", "c"]
     assert not waiting
+
+
+def test_ray_tune_counts_loggers_where_that_is_left_out() -> None:
+    from ray.air._internal import usage
+    from ray.tune.tune import air_usage
+
+    assert air_usage is usage
+    assert callable(usage.tag_callbacks)

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 from repository import ROOT
@@ -111,6 +113,64 @@ def test_aws_head_tells_what_the_cluster_can_grow_to(tmp_path: Path, monkeypatch
     groups = {group.name: group for group in ClusterConfig.FromString(told[0]).node_group_configs}
     assert (groups["gpu_worker"].max_count, dict(groups["gpu_worker"].resources)) == (8, {"CPU": 4, "GPU": 1})
     assert groups["head"].max_count == 0
+
+
+POD_TEMPLATE = {"type": "object", "required": ["spec"]}  # which Kubernetes' own schema tells more of
+START_PARAMETERS = {"type": "object", "additionalProperties": {"type": "string"}}
+RAY_CLUSTER = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["headGroupSpec"],
+    "properties": {
+        "rayVersion": {"type": "string"},
+        "authOptions": {"properties": {"mode": {"enum": ["disabled", "token"]}}, "additionalProperties": False},
+        "enableInTreeAutoscaling": {"type": "boolean"},
+        "autoscalerOptions": {
+            "properties": {
+                "version": {"enum": ["v1", "v2"]},
+                "idleTimeoutSeconds": {"type": "integer"},
+                "upscalingMode": {"enum": ["Default", "Aggressive", "Conservative"]},
+            },
+            "additionalProperties": False,
+        },
+        "headGroupSpec": {
+            "required": ["template"],
+            "properties": {
+                "serviceType": {"enum": ["ClusterIP", "NodePort", "LoadBalancer", "ExternalName"]},
+                "rayStartParams": START_PARAMETERS,
+                "template": POD_TEMPLATE,
+            },
+            "additionalProperties": False,
+        },
+        "workerGroupSpecs": {
+            "type": "array",
+            "items": {
+                "required": ["groupName", "minReplicas", "maxReplicas", "template"],
+                "properties": {
+                    "groupName": {"type": "string"},
+                    "replicas": {"type": "integer"},
+                    "minReplicas": {"type": "integer"},
+                    "maxReplicas": {"type": "integer"},
+                    "rayStartParams": START_PARAMETERS,
+                    "template": POD_TEMPLATE,
+                },
+                "additionalProperties": False,
+            },
+        },
+    },
+}
+"""What KubeRay 1.5.1 to 1.7.1 reads of a RayCluster's specification, by the reference of its API: of those fields that
+the manifest has."""
+
+
+@pytest.mark.parametrize("version", ["1.30", "1.37"])
+def test_kubernetes_and_its_ray_operator_accept_the_manifest(version: str) -> None:
+    claim, policy, cluster = yaml.safe_load_all(text_of("kuberay.yaml"))
+    jsonschema.validate(cluster["spec"], RAY_CLUSTER)
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, **group["template"]} for group in groups]
+    for resource in (claim, policy, *pods):
+        kubernetes_validate.validate(resource, version, strict=True)
 
 
 def test_kubernetes_pods_are_closed_and_the_head_trains_nothing() -> None:

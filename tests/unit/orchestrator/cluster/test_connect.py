@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import socketserver
+import threading
 from collections.abc import Collection
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from ray._private.utils import check_version_info, compute_version_info
 
 from orchestrator.cluster import connect
 from orchestrator.errors import UserError
@@ -71,7 +75,47 @@ def test_auto_is_no_cluster_of_another_sweep(
         connect._address("auto" if by == "option" else None)
 
 
-@pytest.mark.parametrize("address", ["10.0.0.9:6379", "http://127.0.0.1:8265", "nowhere"])
+@pytest.mark.parametrize("address", ["10.0.0.9:6379", "127.0.0.1:99999", "nowhere"])
 def test_where_nothing_answers_is_told(address: str, running: set[str]) -> None:
     with pytest.raises(UserError, match=r"^--address: must be host:port of a running Ray cluster, but nothing answers"):
         connect._address(address)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://10.0.0.1:10001"])
+def test_addresses_of_other_doors_are_refused(address: str, running: set[str]) -> None:
+    with pytest.raises(UserError, match=rf"^--address: must be host:port of .*, but is '{address}'"):
+        connect._address(address)
+
+
+def test_a_dashboard_is_not_taken_for_ray() -> None:
+    with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match=r"^--address: .* web pages are served at '127\.0\.0\.1:\d+'"):
+            connect._address(f"127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_what_speaks_no_http_is_left_to_ray() -> None:
+    with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_address[1]}"
+        assert connect._address(address) == address
+        server.shutdown()
+
+
+HERE = dict(zip(("ray_version", "python_version"), compute_version_info(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "there",
+    [{"ray_version": "2.1.0"}, {"python_version": "3.9.1"}, {"ray_version": "2.1.0", "python_version": "3.9.1"}],
+    ids=["Ray", "Python", "both"],
+)
+def test_other_versions_are_told_in_one_line_with_both(there: dict[str, str]) -> None:
+    there = {**HERE, **there}
+    with pytest.raises(RuntimeError) as refused:
+        check_version_info(there, "node 10.0.0.1")
+    reason = connect._reason(refused.value, "10.0.0.1:6379")
+    assert "\n" not in reason
+    for versions in (there, HERE):
+        assert f"Ray: {versions['ray_version']} Python: {versions['python_version']}" in reason
