@@ -15,6 +15,7 @@ import pytest
 from background import PATIENCE_S
 from repository import ROOT
 from ruamel.yaml import YAML
+from warm_workers.nursery import warm_workers
 from xdist.scheduler import LoadScopeScheduling
 
 TINY = {
@@ -70,9 +71,15 @@ def alone() -> Cli:
 
 
 @pytest.fixture
-def cli(address: str) -> Cli:
-    """`lsmha-sweep` with the session's cluster to join."""
-    return lambda *arguments, **options: run_cli(*arguments, env={"RAY_ADDRESS": address}, **options)
+def cli(address: str, tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """`lsmha-sweep` with the session's cluster to join, forked where everything is imported already."""
+    from running_sweep import Session  # here, because unit tests do without it
+
+    def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        ended = Session(*arguments, log=tmp_path_factory.mktemp("cli") / "log", address=address).wait()
+        return subprocess.CompletedProcess(arguments, ended.code, ended.output, ended.errors)
+
+    return run
 
 
 @pytest.fixture(scope="session")
@@ -89,16 +96,27 @@ def space_file() -> SpaceFile:
 
 
 @pytest.fixture(scope="session")
-def address() -> Iterator[str]:
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables for processes that start clusters: their workers start in a third of the time."""
+    with warm_workers(tmp_path_factory.mktemp("warm")) as variables:
+        yield variables
+
+
+@pytest.fixture(scope="session")
+def address(warm: dict[str, str]) -> Iterator[str]:
     """Address of a cluster of 2 CPUs that this process keeps for all tests of the session."""
-    from orchestrator.cluster.connect import system_config  # sets what Ray reads when it is imported
+    from orchestrator.cluster.local_cluster import given_time, system_config  # set what Ray reads when imported
 
     import ray  # isort: skip
 
-    context = ray.init(
-        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
-        _system_config=system_config(dashboard=False),
-    )  # fmt: skip
+    # Not all of the environment is put back: Ray leaves there how its cluster is joined.
+    with pytest.MonkeyPatch.context() as patch, given_time():
+        for name, value in warm.items():
+            patch.setenv(name, value)
+        context: Any = ray.init(
+            address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+            _system_config=system_config(dashboard=False),
+        )  # fmt: skip
     yield context.address_info["gcs_address"]
     ray.shutdown()
 

@@ -14,6 +14,7 @@ import json
 import random
 import resource
 import shutil
+import sys
 import tarfile
 import tempfile
 import time
@@ -267,9 +268,11 @@ def main() -> None:
                 for told in pool.map(tried, numbers, chunksize=10):
                     found[told] += 1
         except BrokenProcessPool:
-            print(f"a worker died in cases {numbers.start} to {numbers.stop - 1}", flush=True)
+            found[f"a worker died in cases {numbers.start} to {numbers.stop - 1}"] += 1
         number = numbers.stop
         print(f"cases {options.seed} to {number - 1}: {dict(found)}", flush=True)
+    if faults := found.keys() - {"read", "refused"}:
+        sys.exit(f"{len(faults)} faults")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,8 @@ class ObjectServer:
 
     def __init__(self, address: str = "127.0.0.1") -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request
-        self._address = address
-        self._server = ThreadedMotoServer(ip_address=address, port=0, verbose=False)
-        self._server.start()
+        self._address, self._port = address, 0
+        self.start()
         host, self._port = self._server.get_host_and_port()
         self._backend.create_bucket(BUCKET, "us-east-1")
         self.environment = {
@@ -38,11 +39,31 @@ class ObjectServer:
         return get_backend("s3")["123456789012"]["aws"]
 
     def stop(self) -> None:
+        self._is_lost = lambda: True  # connections outlive the server that accepted them
         self._server.stop()
+        server = self._server._server
+        assert server is not None
+        server.server_close()  # else the port is free only when nothing refers to the server any more
 
     def start(self) -> None:
+        self._is_lost: Callable[[], bool] = lambda: False
         self._server = ThreadedMotoServer(ip_address=self._address, port=self._port, verbose=False)
         self._server.start()
+        server = self._server._server
+        assert server is not None
+        server.app = self._unless_lost(server.app)
+
+    def lose_with(self, folder: str, count: int) -> None:
+        """Answer nobody, until the next `start`, from the moment when so many objects are below a folder."""
+        self._is_lost = lambda: len(self.names(folder)) >= count
+
+    def _unless_lost(self, application: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+        def answer(environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+            if self._is_lost():
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+            return application(environ, start_response)
+
+        return answer
 
     def names(self, folder: str) -> list[str]:
         """Keys below a folder, without going through the server."""

@@ -87,7 +87,7 @@ class Cluster:
             "import ray, time; ray.init(address='auto', log_to_driver=False, logging_level='ERROR')\n"
             f"while sum(node['Alive'] for node in ray.nodes()) != {number}: time.sleep(0.3)"
         )
-        self.head.run(f"timeout 300 python -c {shlex.quote(script)}", timeout=310)
+        self.head.run(f"timeout {PATIENCE_S:.0f} python -c {shlex.quote(script)}", timeout=PATIENCE_S + 10)
 
     def down(self) -> None:
         self.ray("down", "-y", str(self.spec))

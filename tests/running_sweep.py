@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -58,13 +59,10 @@ WITH_FINALISTS = {"finalists": {"max_finalists": 2, "seeds": [0]}}
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
     [
-        "orchestrator.commands.run",
         "orchestrator.commands.repair",
+        "orchestrator.commands.run",
         "orchestrator.commands.status",
-        # What torch and Ray Tune import when they are first used, seconds later.
-        "torch._dynamo",
-        "ray.air.integrations.mlflow",
-        "ray.air.integrations.wandb",
+        "orchestrator.commands.train",
     ]
 )
 
@@ -201,22 +199,34 @@ class Sweep:
 
 
 class RunningSweep:
-    """A sweep as a user starts it, on a cluster of its own."""
+    """A sweep as a user starts it, on a cluster of its own; `piped` into a `tee`, or without one; `env` is added."""
 
-    def __init__(self, folder: Path, **sections: Any) -> None:
+    def __init__(
+        self, folder: Path, *, piped: bool = False, env: Mapping[str, str] | None = None, **sections: Any
+    ) -> None:
         spec = write_spec(folder / "space.yaml", **sections)
         self.folder = folder / "run"
         self._mark = f"SWEEP_MARK={folder}".encode()
         self._log = folder / "output"
         command = [sys.executable, "-m", "orchestrator.cli", "run", str(spec), "--out", str(self.folder)]
-        with self._log.open("w") as log:
+        self._tee = None
+        if piped:
+            self._tee = subprocess.Popen(["tee", self._log], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        with self._tee.stdin if self._tee else self._log.open("w") as output:
             self.process = subprocess.Popen(
                 [*command, "--address", "local"],
-                env={**os.environ, "SWEEP_MARK": str(folder)},
-                stdout=log,
+                env={**os.environ, **(env or {}), "SWEEP_MARK": str(folder)},
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """What a terminal does: the sweep's Ray cluster gets the signal, too, and a `tee` before it."""
+        if self._tee is not None:
+            self._tee.send_signal(number)
+            self._tee.wait()
+        os.killpg(self.process.pid, number)
 
     def output(self) -> str:
         return self._log.read_text()

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -21,11 +21,6 @@ from orchestrator import Run, UserError, load_run
 
 SpaceFile = Callable[..., Path]
 
-QUIET = """
-import sys
-from orchestrator import run_sweep
-print(run_sweep(sys.argv[1], out=sys.argv[2]))
-"""
 IN_A_THREAD = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -44,8 +39,8 @@ print(load_run(sys.argv[2]))
 """
 
 
-def script(code: str, *arguments: object, cwd: Path) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+def script(code: str, *arguments: object, cwd: Path, env: Mapping[str, str]) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {**env}
     return subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)],
         cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -60,11 +55,11 @@ def outcome(process: subprocess.Popen[str]) -> str:
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def example(tmp_path_factory: pytest.TempPathFactory, warm: dict[str, str]) -> tuple[Path, str]:
     """The folder where the example ran, and what it printed."""
     folder = tmp_path_factory.mktemp("example")
     code = (ROOT / "examples" / "sweep_from_a_notebook.py").read_text(encoding="utf-8")
-    return folder / "runs" / "notebook", outcome(script(code, cwd=folder))
+    return folder / "runs" / "notebook", outcome(script(code, cwd=folder, env=warm))
 
 
 @pytest.fixture
@@ -101,17 +96,16 @@ def test_networks_are_ready_to_use(run: Run) -> None:
         run.network("t0099-s0")
 
 
-@pytest.mark.parametrize("code", [QUIET, IN_A_THREAD], ids=["quiet", "in a thread"])
-def test_a_sweep_without_a_console(space_file: SpaceFile, tmp_path: Path, code: str) -> None:
+def test_a_sweep_in_a_thread_without_a_console(space_file: SpaceFile, tmp_path: Path, warm: dict[str, str]) -> None:
     few = space_file(tmp_path, space={"num_heads": [1, 4]}, search={"num_trials": 2}, finalists={"max_finalists": 0})
-    output = outcome(script(code, few, tmp_path / "run", cwd=tmp_path))
+    output = outcome(script(IN_A_THREAD, few, tmp_path / "run", cwd=tmp_path, env=warm))
     assert output.startswith(f"Run('{tmp_path}/run': complete; 2 trials, ")
     assert len(output.splitlines()) == 1
 
 
-def test_ctrl_c_loses_nothing(space_file: SpaceFile, tmp_path: Path) -> None:
+def test_ctrl_c_loses_nothing(space_file: SpaceFile, tmp_path: Path, warm: dict[str, str]) -> None:
     spec = space_file(tmp_path, train={"epochs": 40, "batch_size": 20}, finalists={"max_finalists": 0})
-    first = script(INTERRUPTED, spec, tmp_path / "run", cwd=tmp_path)
+    first = script(INTERRUPTED, spec, tmp_path / "run", cwd=tmp_path, env=warm)
     wait_for(lambda: list((tmp_path / "run" / "records" / "trials").glob("*.json")), "a trial to end")
     first.send_signal(signal.SIGINT)
     output = outcome(first)
@@ -119,5 +113,5 @@ def test_ctrl_c_loses_nothing(space_file: SpaceFile, tmp_path: Path) -> None:
     kept = len(load_run(tmp_path / "run").trials)
     assert 1 <= kept < 4
     assert f"interrupted; {kept} trials" in output
-    again = outcome(script(INTERRUPTED, spec, tmp_path / "run", cwd=tmp_path))
+    again = outcome(script(INTERRUPTED, spec, tmp_path / "run", cwd=tmp_path, env=warm))
     assert again.startswith(f"Run('{tmp_path}/run': complete; 4 trials, ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -65,23 +66,24 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 CLUSTER = """
 import sys
-from orchestrator.cluster.connect import system_config
+from orchestrator.cluster.local_cluster import given_time, system_config
 import ray
-context = ray.init(
-    address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
-    _system_config=system_config(dashboard=False),
-)
+with given_time():
+    context = ray.init(
+        address="local", num_cpus=2, num_gpus=0, include_dashboard=False, log_to_driver=False,
+        _system_config=system_config(dashboard=False),
+    )
 print(context.address_info["gcs_address"], flush=True)
 sys.stdin.read()
 """
 
 
 @pytest.fixture(scope="module")
-def cluster(server: ObjectServer) -> Iterator[str]:
+def cluster(server: ObjectServer, warm: dict[str, str]) -> Iterator[str]:
     """Address of a cluster whose workers reach the store: they have the environment that it was started in."""
     process = subprocess.Popen(
         [sys.executable, "-c", CLUSTER],
-        env={**os.environ, "RAY_AUTH_MODE": "disabled"},  # sweeps may be forked where no token is known
+        env={**os.environ, **warm, "RAY_AUTH_MODE": "disabled"},  # sweeps may be forked where no token is known
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -119,6 +121,7 @@ def test_a_sweep_survives_a_kill_and_the_loss_of_its_store(
     # Killed: the next session need not wait for the lease of a process that it can see is gone.
     session = sweep.start()
     session.wait_until(lambda: trials(server, "runs/one"))
+    os.kill(session.process.pid, signal.SIGSTOP)  # or it may have ended before it is looked at
     code, _, errors = here("repair", url)
     assert code == 2
     assert f"in use by process {session.process.pid} on" in one_line(errors)
@@ -129,18 +132,18 @@ def test_a_sweep_survives_a_kill_and_the_loss_of_its_store(
 
     # Without its store: one line, whoever meets that first, the driver or a worker.
     before = trials(server, "runs/one")
-    session = sweep.start(*sweep.again("resume"))
-    session.wait_until(lambda: len(trials(server, "runs/one")) > len(before))
-    server.stop()
+    server.lose_with("runs/one/records/trials", len(before) + 1)
     try:
-        assert_refused(session.wait(), 3, f"s3://{BUCKET}/", f"lsmha-sweep resume {url}")
+        ended = sweep.do(*sweep.again("resume"))
+        assert_refused(ended, 3, f"s3://{BUCKET}/", f"lsmha-sweep resume {url}")
+        server.stop()
         code, _, errors = here("resume", url)
         assert code == 2
         assert url in one_line(errors)
     finally:
         server.start()
     kept = sweep.records()
-    assert len(before) < len(kept) < NUM_TRIALS
+    assert len(kept) == len(before) + 1 < NUM_TRIALS
 
     sweep.complete(*sweep.again("resume"))
     assert {name: sweep.records()[name] for name in kept} == kept

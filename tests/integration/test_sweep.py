@@ -48,11 +48,14 @@ def processes_about(text: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(alone: Cli, space_file: SpaceFile, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+def finished(
+    alone: Cli, warm: dict[str, str], space_file: SpaceFile, tmp_path_factory: pytest.TempPathFactory
+) -> Finished:
     """A tiny sweep on a cluster that it starts and stops itself: folder, outcome, processes left."""
     folder = tmp_path_factory.mktemp("sweep")
     mark = str(folder)
-    result = alone("run", space_file(folder), "--out", folder / "run", "--address", "local", env={"SWEEP_MARK": mark})
+    environment = {**warm, "SWEEP_MARK": mark}
+    result = alone("run", space_file(folder), "--out", folder / "run", "--address", "local", env=environment)
     return folder / "run", result, processes_about(f"SWEEP_MARK={mark}")
 
 

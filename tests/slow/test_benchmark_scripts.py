@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,11 @@ from repository import ROOT
 BENCHMARKS = ROOT / "benchmarks"
 
 
-def run(script: str, *arguments: str, out: Path) -> dict[str, Any]:
-    """What the script wrote for programs; its file for readers has a table of the same."""
+def run(script: str, *arguments: str, out: Path, env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What the script wrote for programs; its file for readers has a table of the same. It gets `env`, too."""
     done = subprocess.run(
         [sys.executable, BENCHMARKS / f"{script}.py", *arguments, "--out", str(out)],
-        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+        env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=PATIENCE_S, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     content = json.loads(out.with_suffix(".json").read_text())
@@ -116,10 +118,10 @@ def test_training_modes(tmp_path: Path) -> None:
     assert (compiled["pays_after_steps"] is None) == (compiled["ratio"]["low"] <= 1)
 
 
-def test_scale(tmp_path: Path) -> None:
+def test_scale(tmp_path: Path, warm: dict[str, str]) -> None:
     content = run(
         "scale", "--at-a-time", "2", "4", "--hosts", "2", "--trials-per-actor", "3", "--epochs", "3",
-        out=tmp_path / "scale",
+        out=tmp_path / "scale", env=warm,
     )  # fmt: skip
     assert [session["at_a_time"] for session in content["results"]["sessions"]] == [2, 4]
     for measured in content["results"]["measurements"]:
@@ -153,10 +155,10 @@ def test_equal_accuracy(cifar: Path, tmp_path: Path) -> None:
     assert all(0 <= result["test_accuracy"] <= 1 for result in content["results"])
 
 
-def test_sweep_share(cifar: Path, tmp_path: Path) -> None:
+def test_sweep_share(cifar: Path, tmp_path: Path, warm: dict[str, str]) -> None:
     content = run(
         "sweep_share", str(cifar), "--trials", "2", "--suggestion-batch", "2", "--images", "140", "--epochs", "1",
-        out=tmp_path / "share",
+        out=tmp_path / "share", env=warm,
     )  # fmt: skip
     (found,) = content["results"]
     assert found["trials"] == 2

@@ -215,7 +215,7 @@ def test_a_lost_worker_costs_no_trial_and_at_most_an_epoch(cluster: Cluster, lan
     interrupted = wait_for(lambda: under_way(worker), "trials under way")
     lost = time.strftime("%Y-%m-%d %H:%M:%S")
     worker.lose()
-    assert driver.wait(300) == 0, log.read_text()
+    assert driver.wait(PATIENCE_S) == 0, log.read_text()
     trials = rows(lan, "spot", "trials")
     assert trials["status"] == ["completed"] * 12
     assert len(set(trials["id"])) == 12
@@ -261,11 +261,7 @@ def test_a_lost_head_ends_the_driver_in_one_line_and_the_run_goes_on_from_the_bu
             ),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    wait_for(
-        lambda: len(records(bucket)) >= 2 and bucket.names("runs/head/checkpoints"),
-        "trials under way",
-        120,
-    )
+    wait_for(lambda: len(records(bucket)) >= 2 and bucket.names("runs/head/checkpoints"), "trials under way")
     cluster.head.lose()
 
     def said() -> str:

@@ -149,12 +149,11 @@ def test_a_finalist_asked_for_later_trains_to_its_end(address: str, whole: Path,
     assert {row["trial"] for row in table(sweep.run, "finalists")} == {paused["id"]}
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_kills_anywhere_change_nothing(address: str, measured: Path, whole: Path, tmp_path: Path, seed: int) -> None:
-    rng = random.Random(seed)
+def test_kills_anywhere_change_nothing(address: str, measured: Path, whole: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
     sweep = Sweep(tmp_path, address, **SECTIONS)
     sweep.copy_of(measured)
-    for kill in range(6):
+    for kill in range(4):
         session = sweep.start(*sweep.again("resume"))
         target = written(sweep.run) + rng.randrange(1, 8)
         session.wait_until(partial(lambda s, n: written(sweep.run) >= n or not s.process.is_alive(), session, target))
@@ -227,7 +226,7 @@ def test_ranks_pause_and_go_on(address: str, tmp_path: Path) -> None:
         seen.update(own_processes("RayTrainWorker"))
         return not session.process.is_alive()
 
-    session.wait_until(ended, 400)
+    session.wait_until(ended)
     assert session.wait().code == 0, session.output()
     assert_front_holds(sweep.run)
     assert len(seen) == 2

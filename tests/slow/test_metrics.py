@@ -191,7 +191,8 @@ def test_the_log_of_a_workers_actor_has_its_trials(watched: Watched) -> None:
     for name in ended:
         (log,) = (log for log in logs if f" {name}: started" in log)
         lines = [line.partition(f" {name}: ")[2] for line in log.splitlines() if f" {name}: " in line]
-        assert [line.split()[0] for line in lines] == [
+        told = [line.split()[0] for line in lines]
+        assert [word for word in told if word != "disturbed"] == [  # other tests may be at work, too
             "started",
             *(f"epoch={epoch}" for epoch in range(1, 25)),
             "completed",

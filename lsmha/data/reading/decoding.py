@@ -92,18 +92,22 @@ def decode_images(
         (count, 3, S, S) uint8, and how they were rendered, for other images that are to be like them.
 
     Raises:
-        DataError: an image is missing or cannot be decoded, or all of them do not fit into memory.
+        DataError: an image is missing or cannot be decoded, there are more or fewer than `count`, or all of them do not
+            fit into memory.
     """
 
+    def counted() -> Iterator[Record]:
+        return _counted(records(), count)
+
     def reported() -> Iterator[Record]:
-        for done, record in enumerate(records(), 1):
+        for done, record in enumerate(counted(), 1):
             yield record
             if done % REPORT_EVERY == 0 or done == count:
                 on_progress(description, done, count)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, on odd files that it reads all the same
-        found = replace(rendering, size=rendering.size or _common_size(records()))
+        found = replace(rendering, size=rendering.size or _common_size(counted()))
         while True:
             try:
                 resize = rendering.size is not None or found.size == DEFAULT_SIZE
@@ -111,7 +115,7 @@ def decode_images(
             except _SizesDifferError:
                 found = replace(found, size=DEFAULT_SIZE)
             except _DeepError:
-                found = replace(found, white=_white(records()))
+                found = replace(found, white=_white(counted()))
 
 
 def resize_images(images: torch.Tensor, img_size: int | None) -> torch.Tensor:
@@ -121,6 +125,17 @@ def resize_images(images: torch.Tensor, img_size: int | None) -> torch.Tensor:
     size = (img_size, img_size)
     # In chunks, because the interpolation's own copies of a chunk are several times as large as its result.
     return torch.cat([F.interpolate(chunk, size, mode="bicubic", antialias=True) for chunk in images.split(1024)])
+
+
+def _counted(records: Iterable[Record], count: int) -> Iterator[Record]:
+    """The records, of which a damaged file may have more or fewer than it has labels."""
+    done, where = 0, "the first file"
+    for done, (where, encoded) in enumerate(records, 1):
+        if done > count:
+            raise DataError(f"data.path: {where} is one image more than labels ({count:,}); a file is damaged")
+        yield where, encoded
+    if done < count:
+        raise DataError(f"data.path: there are {count:,} labels, but {done:,} images up to {where}; a file is damaged")
 
 
 def _common_size(records: Iterable[Record]) -> int:

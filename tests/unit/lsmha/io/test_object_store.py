@@ -52,6 +52,20 @@ def test_local_paths_are_what_they_were(text: str) -> None:
     assert _storage_settings(location(text)) == {"storage_path": str(Path(text))}
 
 
+@pytest.mark.parametrize(("text", "below"), [("~", "."), ("~/runs/x", "runs/x"), ("~/a b/../c", "a b/../c")])
+def test_home_is_what_the_shell_would_make_of_it(
+    text: str, below: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert location(text) == path_of(text) == tmp_path / below
+
+
+@pytest.mark.parametrize("field", ["--out", "RUN"])
+def test_nobodys_home_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=rf"^{field}: must begin with a home folder that there is.*'~nosuchuser/x'$"):
+        location("~nosuchuser/x", field=field)
+
+
 @pytest.mark.parametrize("text", ["s3://bucket/runs/one", "s3://bucket/runs/one/"])
 def test_a_url_is_on_an_object_store(text: str) -> None:
     path = location(text)

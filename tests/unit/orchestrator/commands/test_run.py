@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from png_images import png
 from repository import ROOT
 from snapshots import snapshot
 
@@ -17,7 +18,7 @@ from orchestrator.cluster.connect import ClusterChoice
 from orchestrator.commands import preflight, run, session
 from orchestrator.config.yaml import load_sweep_config
 from orchestrator.errors import StorageError, UserError
-from orchestrator.run_folder.ledger import Ledger
+from orchestrator.run_folder.ledger import Ledger, load_run_config
 from orchestrator.run_folder.ownership import has_owner, owned
 from orchestrator.run_folder.status_file import describe_stage
 from orchestrator.terminal import QUIET
@@ -60,6 +61,24 @@ def test_a_crash_leaves_a_readable_folder_that_says_so(tmp_path: Path, monkeypat
         assert summary["versions"] == versions()
         assert {"hardware", "git_revision", "wall_seconds"} <= set(summary)
         assert not has_owner(folder)
+
+
+def test_a_run_finds_its_data_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_sweep(monkeypatch, RuntimeError("the cluster went away"))
+    images = tmp_path / "here" / "images"
+    for number in range(40):
+        of_label = images / ("train" if number < 30 else "test") / f"label{number % 2}"
+        of_label.mkdir(parents=True, exist_ok=True)
+        (of_label / f"{number}.png").write_bytes(png(number))
+    (tmp_path / "elsewhere").mkdir()
+    folder = tmp_path / "run"
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RuntimeError, match="the cluster went away"):
+        start(folder, "data.name=imagefolder", "data.path=images", "data.img_size=8", "train.batch_size=8")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(RuntimeError, match="the cluster went away"):
+        run.run_sweep(load_run_config(folder), folder, QUIET, ClusterChoice())
+    assert load_run_config(folder).data.path == str(images)
 
 
 def test_broken_storage_is_one_line_and_nothing_more_is_written(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import jsonschema
@@ -283,3 +284,24 @@ def test_editors_accept_our_search_spaces(path: Path) -> None:
 def test_editors_see_a_mistake() -> None:
     with pytest.raises(jsonschema.ValidationError, match="num_conv_blocks"):
         jsonschema.validate({"name": "a", "space": {"depth": [1]}, "model": {"num_conv_blocks": -1}}, SCHEMA)
+
+
+@pytest.mark.parametrize("path", ["data", "../data", "./x/*.parquet", "a folder/of images"])
+def test_a_data_path_is_made_to_mean_the_same_in_every_folder(
+    load, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(MINIMAL + f"data: {{path: '{path}'}}").with_absolute_data_path()
+    assert config.data.path == os.path.abspath(path)
+    monkeypatch.chdir("/")
+    assert config.with_absolute_data_path() == config
+
+
+@pytest.mark.parametrize("path", ["/data", "~/data", "~", "s3://bucket/data", "hf://datasets/some/one"])
+def test_data_paths_that_mean_the_same_everywhere_are_left_alone(load, path: str) -> None:
+    config = load(MINIMAL + f"data: {{path: '{path}'}}")
+    assert config.with_absolute_data_path() == config
+
+
+def test_no_data_path_is_none_afterwards(load) -> None:
+    assert load(MINIMAL).with_absolute_data_path().data.path is None

@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from broken_storage import mounted
 from snapshots import snapshot
 
 from orchestrator.errors import UserError
 from orchestrator.run_folder.ownership import OWNER_FILE, check_free, has_owner, owned
+from orchestrator.run_folder.status_file import describe_stage, mark_stage
 
 OWNER = """
 import sys
@@ -152,30 +154,48 @@ def test_an_owner_that_did_not_get_to_write_its_name(
 LOOK_AS_NOBODY = """
 import os, sys
 from pathlib import Path
-from orchestrator.run_folder.ownership import has_owner
+from orchestrator.run_folder.status_file import describe_stage
 os.setgid(65534)
 os.setuid(65534)
-print(has_owner(Path(sys.argv[1])))
+print(describe_stage(Path(sys.argv[1])))
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-def test_a_colleague_who_may_just_read_sees_the_owner(tmp_path: Path) -> None:
-    folder = Path(tempfile.mkdtemp(dir="/tmp"))  # pytest's own is closed to others
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that others may look into: pytest's own is closed to them."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
     folder.chmod(0o755)
-
-    def look() -> str:
-        command = [sys.executable, "-c", LOOK_AS_NOBODY, str(folder)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    assert look() == "False"
-    with owned(folder):
-        assert look() == "True"
-        (folder / OWNER_FILE).chmod(0o600)
-        assert look() == "None", "it cannot be told"
-    (folder / OWNER_FILE).chmod(0o644)
-    assert look() == "False"
+    yield folder
     shutil.rmtree(folder)
+
+
+def seen_by_nobody(folder: Path) -> str:
+    command = [sys.executable, "-c", LOOK_AS_NOBODY, str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_colleague_who_may_just_read_is_told_of_the_owner(open_folder: Path) -> None:
+    process = f"process {os.getpid()} on {os.uname().nodename}"
+    assert seen_by_nobody(open_folder) == "not started"
+    with owned(open_folder):
+        mark_stage(open_folder, "search")
+        assert seen_by_nobody(open_folder) == f"in stage search ({process})"
+        (open_folder / OWNER_FILE).chmod(0o600)
+        unknown = f"in stage search ({process}, which may be gone: its lock cannot be looked at)"
+        assert seen_by_nobody(open_folder) == unknown
+    (open_folder / OWNER_FILE).chmod(0o644)
+    assert seen_by_nobody(open_folder) == f"interrupted in stage search ({process} is gone)"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_colleague_to_whom_the_folder_is_read_only_is_told_of_the_owner(open_folder: Path) -> None:
+    with owned(open_folder):
+        mark_stage(open_folder, "search")
+        with mounted(open_folder, "--bind", "-o", "ro", open_folder):
+            assert seen_by_nobody(open_folder).startswith(f"in stage search (process {os.getpid()} on ")
+            assert not seen_by_nobody(open_folder).endswith("looked at)")
 
 
 @pytest.mark.parametrize("missing", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
@@ -190,6 +210,15 @@ def test_a_file_system_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ):
         pass
     assert list(tmp_path.iterdir()) == []
+    # A run from elsewhere can be read, but not gone on with.
     (tmp_path / OWNER_FILE).write_text("{}")
+    (tmp_path / "status.json").write_text('{"stage": "search", "pid": 7, "host": "there"}')
+    before = snapshot(tmp_path)
     assert has_owner(tmp_path) is None
+    assert describe_stage(tmp_path) == (
+        "in stage search (process 7 on there, which may be gone: its lock cannot be looked at)"
+    )
     check_free(tmp_path)
+    with pytest.raises(UserError, match=r"its file system has no locks"), owned(tmp_path):
+        pass
+    assert snapshot(tmp_path) == before

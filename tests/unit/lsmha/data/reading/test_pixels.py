@@ -233,6 +233,28 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_decoded() -> None
     assert opened == 0
 
 
+@pytest.mark.parametrize(
+    ("size", "labels", "message"),
+    [
+        (None, 0, r"image 0 is one image more than labels \(0\)"),
+        (None, 2, r"image 2 is one image more than labels \(2\)"),
+        (8, 2, r"image 2 is one image more than labels \(2\)"),
+        (None, 4, r"there are 4 labels, but 3 images up to image 2"),
+        (8, 4, r"there are 4 labels, but 3 images up to image 2"),
+    ],
+)
+def test_as_many_images_as_labels_are_read(size: int | None, labels: int, message: str) -> None:
+    """What is left of a file may have more rows in one column than in another; nothing stays undecoded in silence."""
+    records = [(f"image {number}", encoded(Image.new("RGB", (8, 8)))) for number in range(3)]
+    with pytest.raises(DataError, match=rf"data\.path: {message}.*; a file is damaged"):
+        decode_images(lambda: records, labels, Rendering(size), description="", on_progress=no_progress)
+
+
+def test_no_images_for_some_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="there are 2 labels, but 0 images"):
+        decode_images(list, 2, Rendering(None), description="", on_progress=no_progress)
+
+
 def test_a_decompression_bomb_is_refused() -> None:
     content = encoded(Image.new("1", (20_000, 20_000)))
     with pytest.raises(DataError, match=r"cannot decode the image in here: .*exceeds limit"):
