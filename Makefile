@@ -13,8 +13,9 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input --disable-pip-version
 PYTEST = $(VENV)/bin/python -m pytest
 # The unit tests' tensors are small: threads cost more than they bring, processes do not.
 PYTEST_UNIT = OMP_NUM_THREADS=1 $(PYTEST) -n auto
-# Sweeps wait for much of their time, for clusters to start and for one another.
-PYTEST_SWEEPS = $(PYTEST) -n 3 --dist loadscope --durations=25
+# Sweeps wait for much of their time, for clusters to start and for one another. What went wrong is shown at the end, which
+# comes early where much does.
+PYTEST_SWEEPS = $(PYTEST) -n 3 --dist loadscope --durations=25 --maxfail=3
 
 # A stamp says that an installation is done; it is repeated when what it was made from is newer.
 RUN_STAMP = $(VENV)/.installed

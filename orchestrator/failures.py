@@ -64,7 +64,7 @@ def describe_error(error: BaseException | None) -> str:
     if cause is None:
         return "unknown error"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    # Ray prints a remote traceback first; what was raised stands in its last line.
-    message = lines[-1] if lines else ""
+    # Ray tells of itself first; what happened stands in its last line. Others explain themselves after it.
+    message = lines[-1 if type(cause).__module__.startswith("ray.") else 0] if lines else ""
     name = type(cause).__name__
     return message if message.startswith(name) else f"{name}: {message}".removesuffix(": ")

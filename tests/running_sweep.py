@@ -307,7 +307,8 @@ def table(run: Path, name: str) -> list[dict[str, Any]]:
 def assert_refused(ended: Ended, code: int, *words: str) -> None:
     """It ended with that code and one line, which has those words."""
     assert ended.code == code, ended
-    (line,) = ended.errors.splitlines()
+    assert ended.errors.count("\n") == 1, ended.errors
+    line = ended.errors
     for word in ("error: ", *words):
         assert word in line
     assert "Traceback" not in ended.output

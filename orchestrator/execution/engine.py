@@ -55,8 +55,9 @@ SETTINGS = {
     "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # the searcher knows how many may be there at a time
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",  # of trials that fail once another one has ended the sweep
 }
-"""Ray Tune takes these from the environment."""
+"""Ray and Ray Tune take these from the environment."""
 
 
 @dataclass

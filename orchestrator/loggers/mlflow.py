@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -58,7 +59,7 @@ class _Store(_MLflowLoggerUtil):
     def __init__(self, sweep: LoggedSweep) -> None:
         super().__init__()
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        self._client = MlflowClient(uri or f"sqlite:///{sweep.folder}/mlflow.db")
+        self._client = MlflowClient(uri or _database_in(Path(str(sweep.folder))))
         self._artifacts = None if uri else str(sweep.folder / "mlflow-artifacts")
         """None where the server says."""
         self._last_step: dict[str, int] = {}
@@ -105,3 +106,15 @@ class _Store(_MLflowLoggerUtil):
 
     def _run_exists(self, run_id: str) -> bool:
         return True
+
+
+def _database_in(folder: Path) -> str:
+    """URI of the folder's database, which is made if need be, or not at all: none could use what a kill left of one."""
+    database = folder / "mlflow.db"
+    if not database.exists():
+        for half_made in folder.glob(".mlflow.db.*"):
+            half_made.unlink()
+        new = folder / f".mlflow.db.{token_hex(8)}"  # MLflow takes one of a name that it had before for made
+        MlflowClient(f"sqlite:///{new}")
+        os.replace(new, database)
+    return f"sqlite:///{database}"

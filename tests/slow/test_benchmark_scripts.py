@@ -118,10 +118,10 @@ def test_training_modes(tmp_path: Path) -> None:
     assert (compiled["pays_after_steps"] is None) == (compiled["ratio"]["low"] <= 1)
 
 
-def test_scale(tmp_path: Path, warm: dict[str, str]) -> None:
+def test_scale(tmp_path: Path) -> None:
     content = run(
         "scale", "--at-a-time", "2", "4", "--hosts", "2", "--trials-per-actor", "3", "--epochs", "3",
-        out=tmp_path / "scale", env=warm,
+        out=tmp_path / "scale",
     )  # fmt: skip
     assert [session["at_a_time"] for session in content["results"]["sessions"]] == [2, 4]
     for measured in content["results"]["measurements"]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
-from faults import Fault
+from faults import Fault, Kill
 from logged_runs import LoggedRun, mlflow_runs, tensorboard_runs, wandb_sessions
 from running_sweep import Sweep
 
-EPOCHS = 4
+EPOCHS = 6
 SECTIONS: dict[str, Any] = {
     "name": "logged",
     "train": {"epochs": EPOCHS, "batch_size": 20, "precision": "fp32"},
@@ -59,12 +61,14 @@ def logged(address: str, tmp_path_factory: pytest.TempPathFactory) -> Logged:
     """One trial fails; the first session is killed, the second one interrupted, the third one gets to the end."""
     folder = tmp_path_factory.mktemp("logged")
     sweep = Sweep(folder, address, environment={"WANDB_MODE": "offline"}, **SECTIONS)
-    session = sweep.start(fault=Fault(spoilt={"t0001": "nan"}))
-    session.wait_until(lambda: "t0001" in sweep.records() and _is_half_logged(sweep.run))
-    session.process.kill()
-    session.wait()
-    session = sweep.start(*sweep.again("resume"))
-    session.wait_until(lambda: "search: " in session.output() and len(sweep.records()) >= 3)
+    spoilt = Fault(spoilt={"t0001": "nan"})
+    # When six things were noted of runs that have at least eight each, but for t0001.
+    killed = replace(spoilt, kill=Kill(r"/loggers/tensorboard\.json$", "after the rename", count=6))
+    assert sweep.do(fault=killed).code == -signal.SIGKILL
+    assert _is_half_logged(sweep.run)
+    session = sweep.start(*sweep.again("resume"), fault=spoilt)
+    # A logger may have been behind what was trained.
+    session.wait_until(lambda: re.search("^(search|finalists): ", session.output(), re.MULTILINE))
     assert session.process.pid is not None
     os.kill(session.process.pid, signal.SIGINT)
     assert session.wait().code == 130
@@ -77,8 +81,7 @@ def logged(address: str, tmp_path_factory: pytest.TempPathFactory) -> Logged:
 
 def _is_half_logged(run: Path) -> bool:
     """Whether some run that has not ended has epochs in TensorBoard."""
-    note = run / "loggers" / "tensorboard.json"
-    noted = json.loads(note.read_text()) if note.exists() else {"steps": {}, "ended": []}
+    noted = json.loads((run / "loggers" / "tensorboard.json").read_text())
     return bool(noted["steps"].keys() - noted["ended"])
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib
 import inspect
 import io
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,31 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow  # loaded by now
 
     assert "run" not in mlflow.get_tracking_uri(), "the settings of the process stay as they are"
+
+
+@pytest.mark.usefixtures("no_server")
+@pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
+def test_an_mlflow_database_that_a_kill_left_half_made_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = LogNote(tmp_path / "loggers" / "mlflow.json")
+    sweep = LoggedSweep(note.sweep_id, "watched", tmp_path)
+
+    def killed(*files: Path) -> None:
+        raise KeyboardInterrupt
+
+    logger = importlib.import_module("orchestrator.loggers.mlflow").Logger
+    with monkeypatch.context() as patch:
+        patch.setattr("orchestrator.loggers.mlflow.os.replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            logger(sweep)
+    (half_made,) = (path for path in tmp_path.iterdir() if path.is_file())
+    with closing(sqlite3.connect(half_made)) as database:
+        database.execute("DELETE FROM alembic_version")  # as between two of its migrations: its tables cannot be made
+        database.commit()
+    LoggedRuns(note, sweep, logger(sweep)).started("t0000", CONFIG)
+    assert set(mlflow_runs(tmp_path / "mlflow.db", "watched")) == {"t0000"}
+    assert not half_made.exists()
 
 
 @pytest.mark.usefixtures("no_server")

@@ -17,7 +17,7 @@ from orchestrator.config.sweep import SweepConfig
 from orchestrator.execution import training
 from orchestrator.execution.training import train_jobs
 from orchestrator.execution.training_job import Failed, TrainingEvent, TrainingJob
-from orchestrator.failures import failure_of
+from orchestrator.failures import describe_error, failure_of
 from orchestrator.reporting.artifacts import write_artifacts
 from orchestrator.run_folder.content_hash import content_hash
 from orchestrator.run_folder.ledger import Ledger
@@ -54,6 +54,11 @@ def test_kinds(error: Exception, kind: str, in_worker: bool) -> None:
     assert failure.kind == kind
     assert "\n" not in failure.reason
     assert (failure.traceback is not None) == (kind == "unexpected")
+
+
+def test_an_explanation_comes_after_the_reason() -> None:
+    error = OSError("(sqlite3.OperationalError) table metrics already exists\n[SQL: ...]\n(Background: e3q8)")
+    assert describe_error(error) == "OSError: (sqlite3.OperationalError) table metrics already exists"
 
 
 def test_a_traceback_says_where() -> None:
