@@ -44,23 +44,6 @@ def test_the_example_in_the_documentation_is_valid(tmp_path: Path) -> None:
     assert config.finalists.epochs == 200
 
 
-def test_lsmha_imports_no_orchestration() -> None:
-    code = """
-import importlib, pkgutil, sys
-import lsmha
-
-modules = [module.name for module in pkgutil.walk_packages(lsmha.__path__, "lsmha.")]
-for name in modules:
-    importlib.import_module(name)
-print(len(modules), *sorted({"ray", "optuna", "orchestrator"} & set(sys.modules)))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    count, *forbidden = done.stdout.split()
-    assert int(count) >= 20
-    assert forbidden == []
-
-
 @pytest.mark.parametrize(
     "arguments", [["validate", str(SEARCH_SPACES[0])], ["schema"], ["run", "--help"]], ids=lambda all: all[0]
 )
