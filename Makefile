@@ -8,6 +8,9 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
+# Bytecode is kept, whatever the environment says: processes that compile all that they import start three times as slowly.
+export PYTHONDONTWRITEBYTECODE :=
+
 PIP_INSTALL = $(VENV)/bin/python -m pip install --no-input --disable-pip-version-check --progress-bar off \
 	$(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PYTEST = $(VENV)/bin/python -m pytest
@@ -83,5 +86,5 @@ $(RUN_STAMP): pyproject.toml $(CONSTRAINTS) $(SOURCES) | $(VENV)/bin/pip
 $(TEST_STAMP): pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/pip
 	@echo "==> installing lsmha-sweep and its test tools into $(VENV) (torch, CUDA: some GB at first, so minutes)"
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(PIP_INSTALL) --no-compile -e '.[test]' # most of what is installed is never imported
+	$(PIP_INSTALL) --no-compile -e '.[test]' # but when it is first imported: most never is
 	@touch $@
