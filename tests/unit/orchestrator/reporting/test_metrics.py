@@ -234,7 +234,7 @@ def test_a_failure_is_told_once_and_got_over(ray_gauges: Ray, tmp_path: Path) ->
         while not ray_gauges.series:
             time.sleep(0.001)
         shown.started("t0000", finalist=False)
-    assert said == ["metrics are not shown: RuntimeError: but elsewhere"]
+    assert said == ["metrics are not shown: RuntimeError: Ray is not here"]
     assert Series("lsmha_trials", ("watched", "trials", "running")) in ray_gauges.series
 
 
