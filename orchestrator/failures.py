@@ -41,7 +41,11 @@ def _kind_of(error: BaseException | None) -> FailureKind:
     if isinstance(error, LsmhaError):
         return "configuration" if isinstance(error, ConfigurationError) else "files"
     # What Ray raises by itself, with nothing of ours behind it, is that a process or its node has gone.
-    return "worker" if type(error).__module__.startswith("ray.") else "unexpected"
+    return "worker" if _is_of_ray(error) else "unexpected"
+
+
+def _is_of_ray(error: BaseException | None) -> bool:
+    return type(error).__module__.startswith("ray.")
 
 
 def _traceback_of(error: BaseException | None) -> str | None:
@@ -65,6 +69,6 @@ def describe_error(error: BaseException | None) -> str:
         return "unknown error"
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     # Ray tells of itself first; what happened stands in its last line. Others explain themselves after it.
-    message = lines[-1 if type(cause).__module__.startswith("ray.") else 0] if lines else ""
+    message = lines[-1 if _is_of_ray(cause) else 0] if lines else ""
     name = type(cause).__name__
     return message if message.startswith(name) else f"{name}: {message}".removesuffix(": ")
