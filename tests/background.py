@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,14 @@ PATIENCE_S = 600.0
 
 
 @contextmanager
-def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterator[None]:
+def running(command: list[str], log: Path, *, env: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process in the background; Ray's head ends its own children. (`ray stop` would end every cluster here.)"""
     with log.open("w") as output:
         process = subprocess.Popen(
             command, env={**os.environ, **env}, stdout=output, stderr=output, start_new_session=True
         )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
         try:
@@ -53,12 +52,3 @@ def wait_for(
             raise TimeoutError(f"waited {seconds:g} s in vain for {what}\n{said()}".rstrip())
         time.sleep(every_s)
     return found
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, each another."""
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for listener in listeners:
-            listener.bind(("127.0.0.1", 0))
-        return [listener.getsockname()[1] for listener in listeners]

@@ -73,8 +73,10 @@ def connect(cluster: ClusterChoice) -> Iterator[Capacity]:
 
 def _reason(error: Exception, wanted: str) -> str:
     """Why Ray did not let this process in, in one line."""
-    if isinstance(error, ConnectionError) and wanted != "local":
+    if "AuthenticationError" in str(error.__cause__):
         return "it answers, but lets only those in who have its token (RAY_AUTH_MODE=token, ~/.ray/auth_token)"
+    if "No node info" in str(error.__cause__):
+        return "it answers, but none of its nodes is alive"
     if "Version mismatch" in str(error):  # both lists of versions are what one needs
         return " ".join(str(error).split())
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

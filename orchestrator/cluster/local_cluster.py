@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ray._private import ray_constants, services
 from ray._private import worker as ray_worker
 
 from lsmha.devices.environment import ALLOCATOR_ENVIRONMENT
+from orchestrator.cluster.ports import ports_to_listen_on
 from orchestrator.cluster.private_folder import make_token, ray_folder
 
 WORKER_ENVIRONMENT = {**ALLOCATOR_ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
@@ -109,7 +109,7 @@ def _with_ports_of_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any
 
     def start(*arguments: Any, **options: Any) -> Any:
         given = inspect.signature(start_raylet).bind(*arguments, **options)
-        ports = dict(zip(PORTS_OF_AGENTS, _free_ports(len(PORTS_OF_AGENTS)), strict=True))
+        ports = dict(zip(PORTS_OF_AGENTS, ports_to_listen_on(len(PORTS_OF_AGENTS)), strict=True))
         given.arguments.update(ports)
         # One of them Ray tells the agent alone; the node waits for a file that has it. Older Ray has no such files.
         if (persist_port := getattr(_raylet, "persist_port", None)) is not None:
@@ -118,12 +118,6 @@ def _with_ports_of_agents(start_raylet: Callable[..., Any]) -> Callable[..., Any
         return start_raylet(*given.args, **given.kwargs)
 
     return start
-
-
-def _free_ports(number: int) -> list[int]:
-    with ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:

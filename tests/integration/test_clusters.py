@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 import psutil
 import pytest
-from background import PATIENCE_S, free_ports, running, wait_for
+from background import PATIENCE_S, running, wait_for
 from running_sweep import SWEEP, RunningSweep
+
+from orchestrator.cluster.ports import ports_to_listen_on
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 SpaceFile = Callable[..., Path]
@@ -28,19 +31,23 @@ NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[dict[str, str]]:
-    """A cluster of 3 CPUs: its address and its folder for temporary files, where the address is on file.
+    """A cluster of 3 CPUs: its address and its folder for temporary files, where the address is on file."""
+    with started(NO_TOKEN) as head:
+        yield head
 
-    It runs in the foreground of its own process: `ray stop` would stop every cluster of this machine.
-    """
+
+@contextmanager
+def started(environment: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """A cluster that runs in the foreground of its own process: `ray stop` would stop every cluster of this machine."""
     folder = tempfile.mkdtemp(prefix="r")  # short: Ray's socket paths in it are limited to 107 bytes
-    address = f"127.0.0.1:{free_ports(1)[0]}"
+    address = f"127.0.0.1:{ports_to_listen_on(1)[0]}"
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=3",
                "--node-ip-address=127.0.0.1", f"--port={address.split(':')[1]}", "--include-dashboard=false",
                "--disable-usage-stats"]  # fmt: skip
     try:
-        with running(command, Path(folder) / "head.log", env=NO_TOKEN | {"RAY_TMPDIR": folder}):
+        with running(command, Path(folder) / "head.log", env={**environment, "RAY_TMPDIR": folder}) as process:
             wait_for((Path(folder) / "ray" / "ray_current_cluster").exists, "the head")
-            yield {"address": address, "folder": folder}
+            yield {"address": address, "folder": folder, "process": str(process.pid)}
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -93,6 +100,31 @@ def test_where_no_cluster_is(alone: Cli, space_file: SpaceFile, tmp_path: Path) 
     assert line.startswith("error: --address: ")
     assert address in line
     assert not (tmp_path / "run").exists()
+
+
+def test_why_a_cluster_that_answers_lets_nobody_in_is_told(alone: Cli, space_file: SpaceFile, tmp_path: Path) -> None:
+    theirs, wrong = ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": digit * 64} for digit in "01")
+    hurried = {"RAY_gcs_server_request_timeout_seconds": "3"}
+    with started(theirs) as head:
+
+        def refused(token: dict[str, str]) -> str:
+            spec, run = space_file(tmp_path), tmp_path / "run"
+            result = alone("run", spec, "--out", run, "--address", head["address"], env={**token, **hurried})
+            assert result.returncode == 2
+            assert not run.exists()
+            (line,) = result.stderr.splitlines()
+            return line.removeprefix(f"error: --address: no Ray cluster can be joined at {head['address']!r}: ")
+
+        assert refused(wrong).startswith("it answers, but lets only those in who have its token")
+        foreground = psutil.Process(int(head["process"]))
+        foreground.suspend()  # it would end the others, too
+        try:
+            for child in foreground.children():
+                if child.name() == "raylet":
+                    child.kill()
+            assert refused(theirs) == "it answers, but none of its nodes is alive"
+        finally:
+            foreground.resume()
 
 
 def test_a_local_sweep_listens_on_loopback_alone(tmp_path: Path) -> None:

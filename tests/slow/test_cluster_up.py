@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from background import PATIENCE_S, free_ports, wait_for
+from background import PATIENCE_S, wait_for
 from cluster_hosts import Host, Network, network, why_not
 from object_server import BUCKET, ObjectServer
 from ray_up import Cluster, prepare_installation
@@ -25,6 +25,7 @@ from running_sweep import SWEEP
 
 from lsmha.io.paths import path_of
 from lsmha.io.tables import read_table
+from orchestrator.cluster.ports import ports_to_listen_on
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
@@ -185,7 +186,7 @@ def test_a_job_is_submitted_through_the_dashboard(cluster: Cluster, lan: Network
 @contextmanager
 def dashboard_tunnel(cluster: Cluster) -> Iterator[str]:
     """`ray dashboard`, as a user starts it; gives the URL at this end of its tunnel."""
-    (port,) = free_ports(1)
+    (port,) = ports_to_listen_on(1)
     log = cluster.home / "dashboard.log"
     tunnel = cluster.start("dashboard", "--port", str(port), str(cluster.spec), log=log)
     try:

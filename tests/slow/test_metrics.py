@@ -18,10 +18,12 @@ from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
-from background import free_ports, running, wait_for
+from background import running, wait_for
 from repository import ROOT
 from ruamel.yaml import YAML
 from running_sweep import records, write_spec
+
+from orchestrator.cluster.ports import ports_to_listen_on
 
 MONITORING = ROOT / "monitoring"
 BOARD = json.loads((MONITORING / "grafana-board.json").read_text(encoding="utf-8"))
@@ -82,7 +84,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory, alone: Cli) -> Iterator[Wa
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed (Debian and Ubuntu: apt-get install prometheus)")
     folder = tmp_path_factory.mktemp("metrics")
-    gcs, dashboard, agent, client, autoscaler_metrics, dashboard_metrics, web = free_ports(7)
+    gcs, dashboard, agent, client, autoscaler_metrics, dashboard_metrics, web = ports_to_listen_on(7)
     (folder / "token").write_text(token := secrets.token_hex(32))
     env = {
         "RAY_AUTH_MODE": "token",

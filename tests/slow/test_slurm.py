@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from background import PATIENCE_S, free_ports, wait_for
+from background import PATIENCE_S, wait_for
 from repository import ROOT
 from running_sweep import SWEEP, records, write_spec
+
+from orchestrator.cluster.ports import ports_to_listen_on
 
 STAND_INS = {
     # What it is asked to run, here; options come before that.
@@ -30,7 +32,7 @@ def job(folder: Path, nodes: int, spec: Path) -> subprocess.Popen[bytes]:
         (commands / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (commands / name).chmod(0o755)
     # Its port follows from its number.
-    number = free_ports(1)[0] if nodes > 1 else 7
+    number = ports_to_listen_on(1)[0] if nodes > 1 else 7
     environment = {
         "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "STOOD_IN": str(folder),
